@@ -4,3 +4,5 @@
 //! await, no clock, no randomness and no I/O, so that every decision can be replayed and tested on its own.
 
 pub mod batch;
+pub mod session;
+pub mod work;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use palisade_api::{
-    Event, EventId, PermissionPolicy, Session, SessionAgent, StopReason, ThreadId, Timestamp, WorkId,
+    Event, EventId, PermissionPolicy, Session, ThreadId, Timestamp, WorkId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -246,11 +246,6 @@ impl State {
         self.calls.iter_mut().find(|call| &call.event == event && !call.answered)
     }
 
-    /// The agent's display name, which thread events carry.
-    pub fn agent(&self) -> &SessionAgent {
-        &self.session.agent
-    }
-
     /// Whether a worker has something to do for this session.
     pub fn needs_hands(&self) -> bool {
         self.place == Place::SelfHosted
@@ -269,8 +264,6 @@ impl State {
 pub struct Outcome {
     /// New entries of the log.
     pub entries: Vec<LogEntry>,
-    /// The same entries as events, in the same order.
-    pub events: Vec<Event>,
     /// Client events to put into the inbox.
     pub enqueue: Vec<Pending>,
     /// Client events that left the inbox.
@@ -279,6 +272,8 @@ pub struct Outcome {
     pub reply: Vec<Event>,
     /// A work item to queue, not before the time given.
     pub work: Option<(WorkId, Option<Timestamp>)>,
+    /// The state must be written although the log has nothing new.
+    pub dirty: bool,
     /// The session's agent changed and its record must be written too.
     pub agent_changed: bool,
     /// What to do after the commit.
@@ -288,7 +283,11 @@ pub struct Outcome {
 impl Outcome {
     /// Whether anything must be written.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.enqueue.is_empty() && self.dequeue.is_empty() && self.work.is_none()
+        self.entries.is_empty()
+            && self.enqueue.is_empty()
+            && self.dequeue.is_empty()
+            && self.work.is_none()
+            && !self.dirty
     }
 }
 
@@ -319,9 +318,4 @@ pub(crate) enum Ruling {
     Builtin(PermissionPolicy),
     /// A tool of the API client.
     Custom,
-}
-
-/// Whether the stop reason ends a turn that nobody can go on with.
-pub(crate) fn is_budget(reason: &StopReason) -> bool {
-    matches!(reason, StopReason::BudgetReached)
 }

@@ -1,6 +1,6 @@
 //! The session goes on by itself: its inbox is read and the next model request is made.
 
-use palisade_api::{ClientEvent, Event, StopReason, ToolConfirmationResult};
+use palisade_api::{Event, StopReason, ToolConfirmationResult};
 
 use crate::session::{Env, Outcome, Phase, Purpose, State, Step};
 
@@ -113,14 +113,4 @@ pub(crate) fn denial(tool: &str, why: &str) -> String {
 /// Whether this event is read from the inbox at the next model request.
 pub(crate) fn is_input(event: &Event) -> bool {
     matches!(event, Event::UserMessage(_) | Event::SystemMessage(_))
-}
-
-/// The types that wait in the inbox until they are processed.
-pub fn is_queued(event: &ClientEvent) -> bool {
-    !matches!(
-        event,
-        ClientEvent::UserToolResult(_)
-            | ClientEvent::UserCustomToolResult(_)
-            | ClientEvent::UserDefineOutcome(_)
-    )
 }

@@ -182,7 +182,7 @@ fn check_answer(
     Err(Refusal::field(field, format!("{id} is not the id of a tool call of this session")))
 }
 
-pub(crate) fn check_content(content: &[ContentBlock], field: &str) -> Result<(), Refusal> {
+fn check_content(content: &[ContentBlock], field: &str) -> Result<(), Refusal> {
     if content.is_empty() {
         return Err(Refusal::field(field, "must hold at least one block"));
     }
@@ -190,10 +190,13 @@ pub(crate) fn check_content(content: &[ContentBlock], field: &str) -> Result<(),
         match block {
             ContentBlock::Text(_) | ContentBlock::Image(_) | ContentBlock::Document(_) => {}
             other => {
-                return Err(Refusal::field(
-                    format!("{field}.{index}.type"),
-                    format!("{} is not accepted in a message: use text, image or document", other.type_name()),
-                ));
+                let kind = other.type_name();
+                let why = if matches!(kind, "text" | "image" | "document") {
+                    format!("is not a well-formed {kind} block")
+                } else {
+                    format!("{kind} is not accepted in a message: use text, image or document")
+                };
+                return Err(Refusal::field(format!("{field}.{index}"), why));
             }
         }
     }

@@ -9,11 +9,11 @@ mod update;
 mod work;
 
 pub(crate) use advance::{denial, is_input};
-pub use advance::{advance, is_queued, resume};
+pub use advance::{advance, resume};
 pub use complete::{Ended, Part, PartContent, Reply, complete};
 pub use end::{archive, may_delete};
 pub use fail::{Failure, FailureKind, fail};
-pub(crate) use ingest::check_content;
 pub use ingest::ingest;
+pub(crate) use update::ChangedFields;
 pub use update::{Change, update};
 pub use work::work_ended;
