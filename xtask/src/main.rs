@@ -1,5 +1,5 @@
 //! `cargo xtask`: the checks, the code generation and the test command of this repository.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command for developers speaks to the terminal")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command for developers speaks to the terminal")]
 
 mod codegen;
 mod lex;
