@@ -19,7 +19,7 @@ use palisade_api::{Event, EventId, PlainEvent, Timestamp, WorkId};
 pub const MICROCENTS: u64 = 1_000_000;
 
 /// New identifiers.
-pub trait Ids {
+pub trait Ids: Send {
     /// For an event.
     fn event(&mut self) -> EventId;
     /// For a work item.

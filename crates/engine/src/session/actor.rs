@@ -9,11 +9,8 @@ use std::time::Duration;
 
 use palisade_api::{ClientEvent, Event, EventId, Session, SessionId, Timestamp, WorkId};
 use palisade_core::batch::{Batch, Key, Kind, Mutation, PendingEntry, Precondition};
-use palisade_core::session::{
-    self, Change, Effect, Env, Outcome, Pending, Phase, Refusal, State,
-};
+use palisade_core::session::{self, Change, Effect, Env, Outcome, Pending, Phase, Refusal, State};
 use palisade_core::work::Item;
-use palisade_store::{CommitError, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
@@ -399,20 +396,4 @@ fn split<T>(done: Result<T, EngineError>) -> (Result<T, EngineError>, Result<(),
         _ => Ok(()),
     };
     (done, end)
-}
-
-impl From<CommitError> for EngineError {
-    fn from(why: CommitError) -> EngineError {
-        match why {
-            CommitError::Store(why) => EngineError::Store(why),
-            CommitError::Conflict(_) => EngineError::Conflict,
-            CommitError::Fenced { .. } | CommitError::Tail { .. } => EngineError::Lost,
-        }
-    }
-}
-
-impl From<StoreError> for EngineError {
-    fn from(why: StoreError) -> EngineError {
-        EngineError::Store(why)
-    }
 }
