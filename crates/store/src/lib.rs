@@ -3,10 +3,14 @@
 //! Two back-ends keep the same promises and pass the same suite: [`Memory`], the reference, and [`Sqlite`].
 
 mod error;
+mod memory;
 mod query;
+mod sqlite;
 
 pub use error::{CommitError, StoreError};
+pub use memory::Memory;
 pub use query::{Cursor, DueQuery, EventQuery, ListQuery, Order};
+pub use sqlite::{Options, Sqlite, backup_file};
 
 use std::path::Path;
 
@@ -14,8 +18,9 @@ use async_trait::async_trait;
 use palisade_api::{EventId, SessionId};
 use palisade_core::batch::{Batch, Key, Kind, LogEntry, PendingEntry, Record};
 
-/// What changed, as a hint: a receiver that missed one must reconcile by query.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What changed, as a hint: a receiver that missed one must reconcile by query. Hints are sent once the batch is durable and
+/// before its commit returns; one batch never gives the same hint twice.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Change {
     /// A record of this kind was written or removed; the parent is that of the record.
     Record(Kind, Option<String>),
@@ -23,11 +28,22 @@ pub enum Change {
     Session(SessionId),
 }
 
+/// How many hints a receiver may be behind before it is told that it lagged.
+const HINTS: usize = 4096;
+
+/// Adds a hint unless the batch gave it already.
+fn hint(changes: &mut Vec<Change>, change: Change) {
+    if !changes.contains(&change) {
+        changes.push(change);
+    }
+}
+
 /// Durable state of the control plane.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Applies a batch whole or not at all. When this returns `Ok` the batch survives a crash of the process and of the
-    /// machine; when it returns an error nothing of it is stored, unless the error says that the outcome is unknown.
+    /// machine; when it returns an error nothing of it is stored, unless the error says that the outcome is unknown
+    /// ([`StoreError::Unconfirmed`]). A batch whose future is dropped after its first poll may still be applied.
     async fn commit(&self, batch: Batch) -> Result<(), CommitError>;
 
     /// The record with this key.
@@ -51,7 +67,7 @@ pub trait Store: Send + Sync + 'static {
     /// A session's pending events in order of arrival.
     async fn pending(&self, session: &SessionId) -> Result<Vec<PendingEntry>, StoreError>;
 
-    /// Sessions that have pending events.
+    /// Sessions that have pending events, ordered by id.
     async fn sessions_with_pending(&self) -> Result<Vec<SessionId>, StoreError>;
 
     /// The last sequence number of a session's log; zero when it is empty or unknown.
