@@ -1,1 +1,3 @@
-//! testkit
+//! Fakes of everything a Palisade process talks to, for tests only.
+
+pub mod control_plane;
