@@ -12,12 +12,12 @@ pub(super) const APPLICATION_ID: i32 = 0x506c_7364;
 const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_initial.sql")];
 
 /// The schema version that this binary reads and writes.
-pub(super) fn newest() -> u32 {
+fn newest() -> u32 {
     u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX)
 }
 
-/// Brings the database to the newest version, or refuses one that is newer or not ours.
-pub(super) fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
+/// The schema version of the database, zero for a new one; refuses one that is newer or not ours. Writes nothing.
+pub(super) fn version(conn: &Connection) -> Result<u32, StoreError> {
     let read = |name| conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let owner = read("application_id").map_err(storage("read the database's header"))?;
     let found = read("user_version").map_err(storage("read the schema version"))?;
@@ -34,6 +34,11 @@ pub(super) fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
     if found > newest() {
         return Err(StoreError::TooNew { found, known: newest() });
     }
+    Ok(found)
+}
+
+/// Brings the database from version `found` to the newest.
+pub(super) fn migrate(conn: &mut Connection, found: u32) -> Result<(), StoreError> {
     for (version, migration) in (1u32..).zip(MIGRATIONS) {
         if version <= found {
             continue;

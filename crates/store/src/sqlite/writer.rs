@@ -19,7 +19,7 @@ pub(super) const QUEUE: usize = 256;
 const CHECKPOINT_PAGES: i32 = 4096;
 
 /// What a readiness probe wants to see room for.
-const PROBE_BYTES: i32 = 64 * 1024;
+const PROBE_BYTES: u64 = 64 * 1024;
 
 /// With less room than this an I/O error on a write means that the disk is full: some calls (growing the shared-memory file,
 /// syncing) do not say so themselves.
@@ -55,6 +55,8 @@ pub(super) fn connect(path: &Path, options: Options) -> Result<Connection, Store
     let mut conn = Connection::open_with_flags(path, flags).map_err(storage("open the database"))?;
     conn.busy_timeout(BUSY).map_err(storage("set the lock timeout"))?;
     conn.set_prepared_statement_cache_capacity(64);
+    // Before anything is written: what is not ours stays as it is.
+    let version = schema::version(&conn)?;
     conn.execute_batch(
         "PRAGMA journal_mode = WAL;
          PRAGMA synchronous = FULL;
@@ -63,7 +65,7 @@ pub(super) fn connect(path: &Path, options: Options) -> Result<Connection, Store
          PRAGMA journal_size_limit = 67108864;",
     )
     .map_err(storage("set up the database"))?;
-    schema::migrate(&mut conn)?;
+    schema::migrate(&mut conn, version)?;
     if let Some(max_bytes) = options.max_bytes {
         let page: i64 =
             conn.pragma_query_value(None, "page_size", |row| row.get(0)).map_err(storage("read the page size"))?;
@@ -171,8 +173,8 @@ impl Writer {
         let Err(why) = self.statement("COMMIT") else { return Ok(()) };
         self.roll_back()?;
         let fault = self.fault("commit", &why);
-        if why.sqlite_error_code() == Some(ErrorCode::DiskFull) {
-            // The frame that marks the commit is written last: without room for it there is nothing to come back.
+        if why.sqlite_error_code() == Some(ErrorCode::DiskFull) || extended(&why) == ffi::SQLITE_IOERR_WRITE {
+            // The frame that marks the commit is written last: where a write failed there is nothing to come back.
             return Err(fault);
         }
         // The frames may be in the log, complete, and only their sync have failed: after a crash recovery would find them.
@@ -194,12 +196,16 @@ impl Writer {
         self.statement("ROLLBACK").map_err(|why| self.fault("roll back", &why))
     }
 
-    /// Writes something and takes care that it would have had room to be more.
+    /// Writes something small, and finds out whether something larger would have had room: on the disk (the small write may
+    /// fit in room that the write-ahead log already has) and in the database.
     fn probe(&mut self) -> Result<(), StoreError> {
+        if self.has_less_than(PROBE_BYTES) {
+            return Err(StoreError::Full);
+        }
         let tried = (|| {
             self.statement("BEGIN IMMEDIATE")?;
             self.statement("SAVEPOINT room")?;
-            self.conn.prepare_cached("UPDATE probe SET room = zeroblob(?1)")?.execute([PROBE_BYTES])?;
+            self.conn.prepare_cached("UPDATE probe SET room = zeroblob(?1)")?.execute([PROBE_BYTES.cast_signed()])?;
             self.statement("ROLLBACK TO room")?;
             self.statement("RELEASE room")?;
             self.statement("UPDATE probe SET ticks = ticks + 1")
@@ -229,20 +235,25 @@ impl Writer {
 
     /// The store's error for SQLite's.
     fn fault(&self, step: &'static str, why: &rusqlite::Error) -> StoreError {
-        let extended = why.sqlite_error().map_or(0, |error| error.extended_code);
         let full = why.sqlite_error_code() == Some(ErrorCode::DiskFull)
             || matches!(
-                extended,
+                extended(why),
                 ffi::SQLITE_IOERR_WRITE
                     | ffi::SQLITE_IOERR_FSYNC
                     | ffi::SQLITE_IOERR_DIR_FSYNC
                     | ffi::SQLITE_IOERR_TRUNCATE
                     | ffi::SQLITE_IOERR_SHMSIZE
-            ) && self.is_scarce();
+            ) && self.has_less_than(SCARCE_BYTES);
         if full { StoreError::Full } else { StoreError::Storage { step, cause: why.to_string() } }
     }
 
-    fn is_scarce(&self) -> bool {
-        rustix::fs::statvfs(&self.path).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < SCARCE_BYTES)
+    /// Whether the file system says that it has no more room than this. One that counts no blocks does not know.
+    fn has_less_than(&self, bytes: u64) -> bool {
+        rustix::fs::statvfs(&self.path)
+            .is_ok_and(|disk| disk.f_blocks > 0 && disk.f_bavail.saturating_mul(disk.f_frsize) < bytes)
     }
+}
+
+fn extended(why: &rusqlite::Error) -> i32 {
+    why.sqlite_error().map_or(0, |error| error.extended_code)
 }

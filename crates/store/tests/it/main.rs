@@ -1,7 +1,11 @@
 //! The store's tests: one suite for every back-end, and what only a durable one must show.
 
 mod conformance;
+mod crash;
+mod equivalence;
 mod fixture;
+mod full;
+mod sqlite;
 
 use std::sync::Arc;
 
