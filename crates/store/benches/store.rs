@@ -35,8 +35,7 @@ impl Bench {
 /// A session's object with a realistic body, of about 2 KiB.
 fn own(id: &str) -> Record {
     let body = serde_json::json!({ "id": id, "type": "session", "state": "x".repeat(2000) });
-    let mut record =
-        Record::new(Kind::Session, id, Timestamp::from_micros(1), &body).expect("JSON from a value");
+    let mut record = Record::new(Kind::Session, id, Timestamp::from_micros(1), &body).expect("JSON from a value");
     record.status = Some("running".into());
     record.labels.insert("agent_id".into(), "agent_1".into());
     record

@@ -18,7 +18,9 @@ pub enum StoreError {
         cause: String,
     },
     /// The database was written by a newer version.
-    #[error("the database has schema version {found}, this binary knows up to {known}: run the version that wrote it, or a newer one")]
+    #[error(
+        "the database has schema version {found}, this binary knows up to {known}: run the version that wrote it, or a newer one"
+    )]
     TooNew {
         /// The version found.
         found: u32,
@@ -34,7 +36,9 @@ pub enum StoreError {
         holder: String,
     },
     /// The storage failed while a write was made durable: it is not visible now, but may come back after a restart.
-    #[error("the storage failed while the change was made durable, so whether it is kept is unknown ({cause}): check the disk, then read the state again")]
+    #[error(
+        "the storage failed while the change was made durable, so whether it is kept is unknown ({cause}): check the disk, then read the state again"
+    )]
     Unconfirmed {
         /// What the storage said.
         cause: String,

@@ -97,7 +97,12 @@ impl State {
         }
     }
 
-    fn apply(&mut self, mutation: Mutation, undo: &mut Vec<Undo>, changes: &mut Vec<Change>) -> Result<(), CommitError> {
+    fn apply(
+        &mut self,
+        mutation: Mutation,
+        undo: &mut Vec<Undo>,
+        changes: &mut Vec<Change>,
+    ) -> Result<(), CommitError> {
         match mutation {
             Mutation::Put(mut record) => {
                 let key = record.key();
@@ -341,7 +346,8 @@ impl Store for Memory {
     async fn backup(&self, _to: &Path) -> Result<(), StoreError> {
         Err(StoreError::Storage {
             step: "back up",
-            cause: "this store keeps its state in memory only: run with a state directory to have something to back up".into(),
+            cause: "this store keeps its state in memory only: run with a state directory to have something to back up"
+                .into(),
         })
     }
 }

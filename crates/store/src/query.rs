@@ -102,14 +102,6 @@ pub struct EventQuery {
 impl EventQuery {
     /// A session's whole log in order, at most `limit` events.
     pub fn all(session: SessionId, limit: usize) -> EventQuery {
-        EventQuery {
-            session,
-            types: Vec::new(),
-            from: None,
-            before: None,
-            order: Order::Ascending,
-            after: None,
-            limit,
-        }
+        EventQuery { session, types: Vec::new(), from: None, before: None, order: Order::Ascending, after: None, limit }
     }
 }

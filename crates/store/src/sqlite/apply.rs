@@ -150,7 +150,9 @@ fn revision(conn: &Connection, key: &Key) -> Result<Option<u64>, Refusal> {
     let sql = "SELECT revision FROM records WHERE kind = ?1 AND id = ?2";
     conn.prepare_cached(sql)
         .and_then(|mut statement| {
-            statement.query_row([key.kind.as_str(), &key.id], |row| Ok(row.get::<_, i64>(0)?.cast_unsigned())).optional()
+            statement
+                .query_row([key.kind.as_str(), &key.id], |row| Ok(row.get::<_, i64>(0)?.cast_unsigned()))
+                .optional()
         })
         .map_err(at("read a revision"))
 }
@@ -283,9 +285,8 @@ fn encode_labels(labels: &BTreeMap<String, String>) -> Option<String> {
 
 /// What [`encode_labels`] wrote.
 pub(super) fn decode_labels(text: Option<&str>) -> rusqlite::Result<BTreeMap<String, String>> {
-    text.map_or(Ok(BTreeMap::new()), serde_json::from_str).map_err(|why| {
-        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(why))
-    })
+    text.map_or(Ok(BTreeMap::new()), serde_json::from_str)
+        .map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(why)))
 }
 
 struct Log {
@@ -358,8 +359,7 @@ fn append(conn: &Connection, session: &SessionId, entries: &[LogEntry]) -> Resul
 fn enqueue(conn: &Connection, session: &SessionId, entries: &[PendingEntry]) -> Result<(), Refusal> {
     let log = log(conn, session)?;
     let log = known(conn, session, log)?;
-    let mut logged =
-        conn.prepare_cached("SELECT 1 FROM events WHERE log = ?1 AND id = ?2").map_err(at("enqueue"))?;
+    let mut logged = conn.prepare_cached("SELECT 1 FROM events WHERE log = ?1 AND id = ?2").map_err(at("enqueue"))?;
     let sql = "INSERT INTO pending_events (log, id, at, body) VALUES (?1, ?2, ?3, ?4)";
     let mut insert = conn.prepare_cached(sql).map_err(at("enqueue"))?;
     for entry in entries {

@@ -3,7 +3,6 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
@@ -55,16 +54,22 @@ fn copy(source: &Connection, to: &Path) -> Result<(), StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut target = Connection::open_with_flags(to, flags).map_err(storage("open the backup"))?;
     // Nobody sees the copy before it is whole, and a failed one is removed: it needs neither journal nor SQLite's own syncs.
-    target.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF").map_err(storage("prepare the backup"))?;
+    target
+        .execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
+        .map_err(storage("prepare the backup"))?;
     let backup = Backup::new(source, &mut target).map_err(storage("begin the backup"))?;
-    let pause = BUSY / 100;
     for _ in 0..100 {
         match backup.step(-1).map_err(storage("copy the database"))? {
             StepResult::Done => return Ok(()),
-            _ => thread::sleep(pause),
+            _ => pause(),
         }
     }
     Err(StoreError::Storage { step: "copy the database", cause: "the database stayed locked".into() })
+}
+
+#[expect(clippy::disallowed_methods, reason = "a backup has a blocking thread to itself")]
+fn pause() {
+    std::thread::sleep(BUSY / 100);
 }
 
 /// A file that is removed unless it got its final name.

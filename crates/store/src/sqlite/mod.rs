@@ -30,6 +30,9 @@ pub struct Options {
     /// The size that the database file may grow to, in bytes; writes beyond it fail with [`StoreError::Full`]. The
     /// write-ahead log beside it is not counted. A file that is larger already stays and does not grow.
     pub max_bytes: Option<u64>,
+    /// The size of the write-ahead log, in bytes, at which it is copied to the database; 16 MiB when not given. A smaller
+    /// one takes less room and costs more writes.
+    pub checkpoint_bytes: Option<u64>,
 }
 
 /// A store in one SQLite file. Only one process at a time can have it open; an advisory lock on `FILE.lock` sees to that.
@@ -73,23 +76,27 @@ impl Sqlite {
         let path = fs::canonicalize(path).map_err(cause("find the database file"))?;
         let lock = lock::take(&path)?;
         if let Some(directory) = path.parent() {
-            File::open(directory).and_then(|directory| directory.sync_all()).map_err(cause("sync the state directory"))?;
+            File::open(directory)
+                .and_then(|directory| directory.sync_all())
+                .map_err(cause("sync the state directory"))?;
         }
         let conn = writer::connect(&path, options)?;
+        let page_bytes = writer::page_bytes(&conn)?;
         let hints = broadcast::Sender::new(HINTS);
         let (jobs, queue) = mpsc::channel(QUEUE);
-        let writer = Writer::new(conn, path.clone(), lock, queue, hints.clone());
+        let writer = Writer::new(
+            conn,
+            path.clone(),
+            lock,
+            queue,
+            hints.clone(),
+            options.checkpoint_bytes.map(|bytes| bytes / page_bytes),
+        );
         let writer = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run())
             .map_err(cause("start the writer thread"))?;
-        Ok(Sqlite {
-            readers: Readers::new(&path),
-            path,
-            jobs: Some(jobs),
-            hints,
-            writer: Mutex::new(Some(writer)),
-        })
+        Ok(Sqlite { readers: Readers::new(&path), path, jobs: Some(jobs), hints, writer: Mutex::new(Some(writer)) })
     }
 
     /// Finishes the commits that are under way, then closes the database and gives its lock back. Later calls fail with

@@ -36,7 +36,8 @@ impl Idle {
         }
         let conn = connect_to_read(&self.path).map_err(storage("open a reading connection"))?;
         conn.set_prepared_statement_cache_capacity(64);
-        conn.execute_batch("PRAGMA cache_size = -2048; PRAGMA temp_store = MEMORY").map_err(storage("set up a reading connection"))?;
+        conn.execute_batch("PRAGMA cache_size = -2048; PRAGMA temp_store = MEMORY")
+            .map_err(storage("set up a reading connection"))?;
         Ok(conn)
     }
 }
@@ -130,11 +131,7 @@ impl Select {
         }
     }
 
-    fn all<T>(
-        &self,
-        conn: &Connection,
-        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
-    ) -> rusqlite::Result<Vec<T>> {
+    fn all<T>(&self, conn: &Connection, read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<Vec<T>> {
         conn.prepare_cached(&self.sql)?.query_map(params_from_iter(&self.values), read)?.collect()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use palisade_core::batch::Batch;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
@@ -15,8 +16,14 @@ use crate::{Change, CommitError, StoreError};
 /// Batches that may wait for the writer, and the most that share one commit.
 pub(super) const QUEUE: usize = 256;
 
-/// Pages in the write-ahead log after which they are copied to the database: 16 MiB.
-const CHECKPOINT_PAGES: i32 = 4096;
+/// Pages in the write-ahead log after which they are copied to the database, unless the options say otherwise: 16 MiB.
+const CHECKPOINT_PAGES: u64 = 4096;
+
+/// Readers can keep a copied log from starting over. When it is so many times too long, new ones wait a moment for the others.
+const OVERDUE: i32 = 4;
+
+/// How long a checkpoint may hold up commits to let readers finish. A backup takes longer, and the log grows until it is done.
+const READERS_FINISH: Duration = Duration::from_millis(50);
 
 /// What a readiness probe wants to see room for.
 const PROBE_BYTES: u64 = 64 * 1024;
@@ -40,6 +47,10 @@ pub(super) struct Writer {
     path: PathBuf,
     queue: mpsc::Receiver<Job>,
     hints: broadcast::Sender<Change>,
+    /// Pages between checkpoints.
+    interval: i32,
+    /// Pages in the write-ahead log at which the next checkpoint is due.
+    due: i32,
     /// Declared last: given back after the connection is closed.
     _lock: Lock,
 }
@@ -67,14 +78,19 @@ pub(super) fn connect(path: &Path, options: Options) -> Result<Connection, Store
     .map_err(storage("set up the database"))?;
     schema::migrate(&mut conn, version)?;
     if let Some(max_bytes) = options.max_bytes {
-        let page: i64 =
-            conn.pragma_query_value(None, "page_size", |row| row.get(0)).map_err(storage("read the page size"))?;
-        let pages = i64::try_from(max_bytes).unwrap_or(i64::MAX) / page.max(1);
+        let pages = max_bytes / page_bytes(&conn)?;
         // SQLite reads zero as "leave it"; what is there already is the least it accepts anyway.
         conn.query_row(&format!("PRAGMA max_page_count = {}", pages.clamp(1, 0xffff_fffe)), [], |_| Ok(()))
             .map_err(storage("limit the database's size"))?;
     }
     Ok(conn)
+}
+
+/// The size of the database's pages.
+pub(super) fn page_bytes(conn: &Connection) -> Result<u64, StoreError> {
+    let bytes: u32 =
+        conn.pragma_query_value(None, "page_size", |row| row.get(0)).map_err(storage("read the page size"))?;
+    Ok(u64::from(bytes.max(1)))
 }
 
 impl Writer {
@@ -84,8 +100,10 @@ impl Writer {
         lock: Lock,
         queue: mpsc::Receiver<Job>,
         hints: broadcast::Sender<Change>,
+        checkpoint_pages: Option<u64>,
     ) -> Writer {
-        Writer { conn, path, queue, hints, _lock: lock }
+        let interval = i32::try_from(checkpoint_pages.unwrap_or(CHECKPOINT_PAGES)).unwrap_or(i32::MAX).max(1);
+        Writer { conn, path, queue, hints, interval, due: interval, _lock: lock }
     }
 
     /// Works until the queue is closed and empty.
@@ -115,9 +133,7 @@ impl Writer {
                     let _ = answer.send(outcome.clone());
                 }
             }
-            if WAL_PAGES.get() >= CHECKPOINT_PAGES {
-                self.checkpoint("PASSIVE");
-            }
+            self.checkpoint_when_due();
         }
         self.checkpoint("TRUNCATE");
     }
@@ -217,13 +233,29 @@ impl Writer {
         self.end()
     }
 
+    fn checkpoint_when_due(&mut self) {
+        let pages = WAL_PAGES.get();
+        if pages < self.interval {
+            self.due = self.interval;
+        } else if pages >= self.due {
+            if pages / self.interval < OVERDUE {
+                self.checkpoint("PASSIVE");
+            } else {
+                // Setting a timeout cannot fail on an open connection; if it did, the longer one would be waited for.
+                let _ = self.conn.busy_timeout(READERS_FINISH);
+                self.checkpoint("RESTART");
+                let _ = self.conn.busy_timeout(BUSY);
+            }
+            // Not at every commit while readers hold it back.
+            self.due = pages.saturating_add(self.interval);
+        }
+    }
+
     fn checkpoint(&self, mode: &str) {
         let sql = format!("PRAGMA wal_checkpoint({mode})");
-        match self.conn.query_row(&sql, [], |row| Ok((row.get::<_, i32>(1)?, row.get::<_, i32>(2)?))) {
-            // All copied: the next commit starts the log over.
-            Ok((pages, copied)) if pages == copied => WAL_PAGES.set(0),
-            // Readers hold some of it back; the next commit says how much there is.
-            Ok(_) => {}
+        match self.conn.query_row(&sql, [], |_| Ok(())) {
+            // The next commit says how much there is: it starts the log over when all was copied and nobody reads it.
+            Ok(()) => {}
             // Nothing is lost: the log keeps what was not copied.
             Err(why) => tracing::warn!(error = %why, "the write-ahead log was not checkpointed"),
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use palisade_api::EventId;
 use palisade_core::batch::{Batch, Kind, LogEntry, Mutation, PendingEntry, Precondition, Record};
-use palisade_store::{EventQuery, ListQuery, Sqlite, Store};
+use palisade_store::{EventQuery, ListQuery, Options, Sqlite, Store};
 
 use crate::fixture::{entry, key, record, session, waiting};
 
@@ -22,7 +22,10 @@ const KILLS: u32 = 40;
 fn numbered(name: &str, n: u64) -> Batch {
     let session = session(name);
     let log: Vec<LogEntry> = (3 * n - 2..=3 * n)
-        .map(|seq| LogEntry { body: format!(r#"{{"n":{n},"text":"{}"}}"#, "x".repeat(900)), ..entry(seq, "agent.message") })
+        .map(|seq| LogEntry {
+            body: format!(r#"{{"n":{n},"text":"{}"}}"#, "x".repeat(900)),
+            ..entry(seq, "agent.message")
+        })
         .collect();
     let work = Record { parent: Some(name.to_owned()), ..record(Kind::Work, &format!("{name}-{n}"), n.cast_signed()) };
     let mut own = record(Kind::Session, session.as_str(), 1);
@@ -67,7 +70,9 @@ async fn whole_batches(store: &Sqlite, name: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writing_process() {
     let Some(database) = std::env::var_os(DATABASE) else { return };
-    let store = Sqlite::open(Path::new(&database)).unwrap();
+    // Checkpoints every few batches, so that it is killed in the middle of those too.
+    let options = Options { checkpoint_bytes: Some(128 * 1024), ..Options::default() };
+    let store = Sqlite::open_with(Path::new(&database), options).unwrap();
     let write = async |name: &'static str| {
         let from = store.tail(&session(name)).await.unwrap() / 3;
         for n in from + 1.. {
@@ -110,7 +115,7 @@ async fn a_killed_process_leaves_what_it_acknowledged() {
             seen += note(lines.next().expect("the child writes until it is killed"));
         }
         // Somewhere within the next commit.
-        std::thread::sleep(Duration::from_micros(u64::from(kill * 97 % 1500)));
+        tokio::time::sleep(Duration::from_micros(u64::from(kill * 97 % 1500))).await;
         child.kill().unwrap();
         for line in lines {
             note(line);

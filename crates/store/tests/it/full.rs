@@ -36,7 +36,7 @@ async fn holds(store: &Sqlite, tail: u64) {
 async fn a_quota_refuses_writes_and_keeps_the_rest() {
     let directory = tempfile::tempdir().unwrap();
     let database = directory.path().join("palisade.db");
-    let store = Sqlite::open_with(&database, Options { max_bytes: Some(512 * 1024) }).unwrap();
+    let store = Sqlite::open_with(&database, Options { max_bytes: Some(512 * 1024), ..Options::default() }).unwrap();
     let b = session("b");
     let start = put(record(Kind::Session, b.as_str(), 1)).with(Mutation::Append(b.clone(), vec![large(1, 100_000)]));
     store.commit(start).await.unwrap();
@@ -67,7 +67,7 @@ async fn a_quota_refuses_writes_and_keeps_the_rest() {
     drop(store);
 
     // A larger quota: all is there and writing goes on.
-    let store = Sqlite::open_with(&database, Options { max_bytes: Some(1024 * 1024) }).unwrap();
+    let store = Sqlite::open_with(&database, Options { max_bytes: Some(1024 * 1024), ..Options::default() }).unwrap();
     holds(&store, further).await;
     store.check().await.unwrap();
     assert!(fill(&store, 4000).await.0 > further);

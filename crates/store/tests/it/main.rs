@@ -1,5 +1,7 @@
 //! The store's tests: one suite for every back-end, and what only a durable one must show.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod conformance;
 mod crash;
 mod equivalence;

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use palisade_core::batch::Kind;
-use palisade_store::{CommitError, EventQuery, Memory, Sqlite, Store, StoreError, backup_file};
+use palisade_store::{CommitError, EventQuery, Memory, Options, Sqlite, Store, StoreError, backup_file};
 
 use crate::fixture::{append, entries, key, put, record, session};
 
@@ -53,6 +53,31 @@ async fn commits_under_way_are_finished_by_a_close() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_write_ahead_log_starts_over_under_reads() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = directory.path().join("palisade.db");
+    let options = Options { checkpoint_bytes: Some(128 * 1024), ..Options::default() };
+    let store = Sqlite::open_with(&database, options).unwrap();
+    let a = session("a");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let write = async {
+        for n in 1..=1000 {
+            store.commit(append(&a, entries(n, n))).await.unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    let read = async || {
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            store.events(&EventQuery::all(a.clone(), usize::MAX)).await.unwrap();
+        }
+    };
+    futures::future::join4(write, read(), read(), read()).await;
+    // Each commit writes several pages of 4 KiB: kept whole, the log would be twenty times as long.
+    let length = directory.path().join("palisade.db-wal").metadata().unwrap().len();
+    assert!(length < 4 * 1024 * 1024, "{length}");
+}
+
 #[tokio::test]
 async fn one_owner_at_a_time() {
     let directory = tempfile::tempdir().unwrap();
@@ -86,10 +111,9 @@ fn a_newer_or_foreign_database_is_left_alone() {
     let foreign = directory.path().join("foreign.db");
     rusqlite::Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
     let before = std::fs::read(&foreign).unwrap();
-    for error in [
-        Sqlite::open(&foreign).unwrap_err(),
-        backup_file(&foreign, &directory.path().join("copy.db")).unwrap_err(),
-    ] {
+    for error in
+        [Sqlite::open(&foreign).unwrap_err(), backup_file(&foreign, &directory.path().join("copy.db")).unwrap_err()]
+    {
         assert!(error.to_string().contains("database"), "{error}");
     }
     assert!(std::fs::read(&foreign).unwrap() == before, "another program's database was changed");
@@ -107,9 +131,7 @@ async fn a_backup_is_a_consistent_copy_of_a_working_store() {
     let store = Sqlite::open(&database).unwrap();
     let (a, b) = (session("a"), session("b"));
     // Both logs grow in one batch, so that in every consistent copy they are as long as each other.
-    let both = |n| {
-        append(&a, entries(n, n)).with(palisade_core::batch::Mutation::Append(b.clone(), entries(n, n)))
-    };
+    let both = |n| append(&a, entries(n, n)).with(palisade_core::batch::Mutation::Append(b.clone(), entries(n, n)));
     for n in 1..=50 {
         store.commit(both(n)).await.unwrap();
     }
@@ -138,8 +160,11 @@ async fn a_backup_is_a_consistent_copy_of_a_working_store() {
     assert!(refused.to_string().contains("exists"), "{refused}");
     store.backup(&directory.path().join("none/x.db")).await.unwrap_err();
     backup_file(&directory.path().join("none.db"), &directory.path().join("x.db")).unwrap_err();
-    let left = std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
-    assert!(left.into_iter().all(|name| !name.contains("partial") && !name.starts_with('x') && !name.starts_with("none")));
+    let left =
+        std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+    assert!(
+        left.into_iter().all(|name| !name.contains("partial") && !name.starts_with('x') && !name.starts_with("none"))
+    );
 
     // A database that no server has open is backed up as well.
     drop(store);

@@ -10,7 +10,8 @@ async fn ids(store: &dyn Store, query: &ListQuery) -> Vec<String> {
 }
 
 pub(crate) async fn lists_are_by_creation_then_id(store: &dyn Store) {
-    put_all(store, [("b", 2), ("c", 1), ("a", 2), ("d", 3), ("Z", 2)].map(|(id, at)| record(Kind::Agent, id, at))).await;
+    put_all(store, [("b", 2), ("c", 1), ("a", 2), ("d", 3), ("Z", 2)].map(|(id, at)| record(Kind::Agent, id, at)))
+        .await;
     let newest = ListQuery::new(Kind::Agent);
     assert_eq!(ids(store, &newest).await, ["d", "b", "a", "Z", "c"]);
     let oldest = ListQuery { order: Order::Ascending, ..newest.clone() };
@@ -56,7 +57,8 @@ pub(crate) async fn filters_narrow_alone_and_together(store: &dyn Store) {
     let label = |name: &str, value: &str| (name.to_owned(), value.to_owned());
 
     let parents = [None, Some("p".to_owned()), Some("none".to_owned())];
-    let statuses = [vec![], vec!["idle".to_owned()], vec!["running".into(), "idle".into(), "idle".into()], vec!["no".into()]];
+    let statuses =
+        [vec![], vec!["idle".to_owned()], vec!["running".into(), "idle".into(), "idle".into()], vec!["no".into()]];
     let labels = [
         vec![],
         vec![label("agent", "x")],
@@ -82,7 +84,8 @@ pub(crate) async fn filters_narrow_alone_and_together(store: &dyn Store) {
                         .iter()
                         .filter(|record| parent.is_none() || record.parent == *parent)
                         .filter(|record| {
-                            statuses.is_empty() || record.status.as_ref().is_some_and(|status| statuses.contains(status))
+                            statuses.is_empty()
+                                || record.status.as_ref().is_some_and(|status| statuses.contains(status))
                         })
                         .filter(|record| labels.iter().all(|(name, value)| record.labels.get(name) == Some(value)))
                         .filter(|record| from.is_none_or(|from| record.created_at >= from))
@@ -124,7 +127,8 @@ pub(crate) async fn a_cursor_goes_on_where_the_page_ended(store: &dyn Store) {
     for order in [Order::Ascending, Order::Descending] {
         for parent in [None, Some("q".to_owned())] {
             for labels in [vec![], label.clone()] {
-                let whole = ListQuery { parent: parent.clone(), labels, order, limit: 100, ..ListQuery::new(Kind::Session) };
+                let whole =
+                    ListQuery { parent: parent.clone(), labels, order, limit: 100, ..ListQuery::new(Kind::Session) };
                 let expected = ids(store, &whole).await;
                 let mut query = ListQuery { limit: 3, ..whole };
                 let mut seen = Vec::new();

@@ -132,8 +132,7 @@ pub(crate) async fn promotion_moves_an_event_into_the_log(store: &dyn Store) {
     let arrive = append(&a, entries(1, 1)).with(Mutation::Enqueue(a.clone(), vec![waiting("p"), waiting("q")]));
     store.commit(arrive).await.unwrap();
     let promoted = LogEntry { id: EventId::from_tail("p"), ..entry(2, "user.message") };
-    let promote = append(&a, vec![promoted.clone()])
-        .with(Mutation::Dequeue(a.clone(), vec![promoted.id.clone()]));
+    let promote = append(&a, vec![promoted.clone()]).with(Mutation::Dequeue(a.clone(), vec![promoted.id.clone()]));
     store.commit(promote).await.unwrap();
     assert_eq!(store.pending(&a).await.unwrap(), [waiting("q")]);
     assert_eq!(store.event(&a, &promoted.id).await.unwrap(), Some(promoted));

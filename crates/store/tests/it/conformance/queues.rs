@@ -20,7 +20,8 @@ fn query(before: i64) -> DueQuery {
 pub(crate) async fn due_is_by_time_creation_and_id(store: &dyn Store) {
     let never = Record { due_at: None, ..work("never", 0, 0) };
     let archived = Record { archived: true, ..work("archived", 9, 4) };
-    let items = [work("c", 2, 5), work("b", 2, 5), work("d", 1, 5), work("e", 9, 1), work("late", 0, 8), never, archived];
+    let items =
+        [work("c", 2, 5), work("b", 2, 5), work("d", 1, 5), work("e", 9, 1), work("late", 0, 8), never, archived];
     put_all(store, items).await;
     put_all(store, [Record { due_at: Some(time(1)), ..record(Kind::Session, "sesn_1", 1) }]).await;
     // Archived or not is the list's concern, not the queue's.
@@ -92,9 +93,7 @@ pub(crate) async fn leases_only_grow(store: &dyn Store) {
 pub(crate) async fn only_one_claims_a_lease(store: &dyn Store) {
     let a = session("a");
     let race = (0..16).map(|_| {
-        store.commit(
-            Batch::new().when(Precondition::Epoch(a.clone(), 0)).with(Mutation::TakeLease(a.clone(), 1)),
-        )
+        store.commit(Batch::new().when(Precondition::Epoch(a.clone(), 0)).with(Mutation::TakeLease(a.clone(), 1)))
     });
     let outcomes = futures::future::join_all(race).await;
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
