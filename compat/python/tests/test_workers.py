@@ -75,10 +75,11 @@ def test_a_killed_official_worker_is_replaced(server, client, environment, start
     (pending,) = of_type(history(client, session.id), "agent.tool_use")
     assert of_type(history(client, session.id), "user.tool_result") == []
 
+    # The new one finds the mark of a first attempt, as in a workspace that both share.
+    (tmp_path / "two/work").mkdir(parents=True)
+    (tmp_path / "two/work/started").touch()
     second = official_worker(server, environment.id, tmp_path / "two")
     children.append(second)
-    # The new one finds the mark of a first attempt, as in a workspace that both share.
-    (tmp_path / "two/work/started").touch()
     events = wait_idle(client, session.id, "end_turn", child=second)
     assert text_of(answers(events)[pending.id]).strip() == "second attempt"
     assert text_of(of_type(events, "agent.message")[-1]) == "Survived."

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
-import { readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { after, afterEach, before, beforeEach, test } from 'node:test';
 
@@ -81,9 +81,10 @@ test('an official worker that is killed in the middle of a call is replaced', as
   const [pending] = ofType(before, 'agent.tool_use');
   assert.deepEqual(ofType(before, 'user.tool_result'), []);
 
-  const second = await worker('officialWorker', 'two');
   // The new one finds the mark of a first attempt, as in a workspace that both share.
+  await mkdir(path.join(directory, 'two/work'), { recursive: true });
   await writeFile(path.join(directory, 'two/work/started'), '');
+  const second = await worker('officialWorker', 'two');
   const events = await waitIdle(client, session.id, 'end_turn', { child: second });
   assert.equal(textOf(answers(events).get(pending.id)).trim(), 'second attempt');
   assert.equal(textOf(ofType(events, 'agent.message').at(-1)), 'Survived.');
