@@ -20,7 +20,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::ReceiverStream;
 
 /// The only environment.
 pub const ENVIRONMENT: &str = "env_fake";
@@ -28,6 +28,8 @@ pub const ENVIRONMENT: &str = "env_fake";
 pub const KEY: &str = "sk-ant-oat01-fake-environment-key";
 /// How long [`FakeControlPlane::wait`] waits before it fails the test.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Frames that a stream's reader may be behind; one that is further behind is cut off, as a server does.
+const STREAM: usize = 4096;
 
 /// The routes that a worker uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,7 +116,7 @@ pub struct Item {
 struct SessionState {
     object: Value,
     events: Vec<Value>,
-    streams: Vec<mpsc::UnboundedSender<Result<Bytes, std::io::Error>>>,
+    streams: Vec<mpsc::Sender<Result<Bytes, std::io::Error>>>,
     streams_opened: usize,
 }
 
@@ -185,7 +187,7 @@ impl World {
             Some(known) => *known = event,
             None => state.events.push(event),
         }
-        state.streams.retain(|stream| stream.send(Ok(Bytes::from(frame.clone()))).is_ok());
+        state.streams.retain(|stream| stream.try_send(Ok(Bytes::from(frame.clone()))).is_ok());
         id
     }
 
@@ -197,8 +199,7 @@ impl World {
     fn claim(&mut self, reclaim: Duration) -> Option<Value> {
         let now = Instant::now();
         let item = self.items.iter_mut().find(|item| {
-            item.state == "queued"
-                || (item.state == "claimed" && item.claimed_at.is_some_and(|at| now - at > reclaim))
+            item.state == "queued" || (item.state == "claimed" && item.claimed_at.is_some_and(|at| now - at > reclaim))
         })?;
         item.state = "claimed".into();
         item.claimed_at = Some(now);
@@ -283,7 +284,8 @@ impl FakeControlPlane {
     pub fn session(&self) -> FakeSession {
         let id = self.shared.change(|world| {
             let id = world.id("sesn_");
-            let object = json!({"id": id, "type": "session", "status": "running", "agent": {"skills": []}, "resources": []});
+            let object =
+                json!({"id": id, "type": "session", "status": "running", "agent": {"skills": []}, "resources": []});
             world.sessions.insert(id.clone(), SessionState { object, ..SessionState::default() });
             world.emit(&id, json!({"type": "session.status_running"}));
             world.emit(&id, json!({"type": "session.thread_status_running", "session_thread_id": "sthr_primary"}));
@@ -329,7 +331,12 @@ impl FakeControlPlane {
         });
         match waited.await {
             Ok(value) => value,
-            Err(_) => panic!("waited in vain for {what}; requests: {:#?}", self.seen()),
+            Err(_) => {
+                let seen = self.seen().into_iter().filter(|seen| !matches!(seen.route, Route::Poll | Route::Heartbeat));
+                let seen: Vec<String> =
+                    seen.map(|seen| format!("{:?} {} {}", seen.route, seen.path, seen.body)).collect();
+                panic!("waited in vain for {what}; requests:\n{}", seen.join("\n"))
+            }
         }
     }
 
@@ -424,8 +431,8 @@ impl FakeSession {
             let session = world.sessions.get_mut(&self.id).expect("the session exists");
             for stream in session.streams.drain(..) {
                 if !clean {
-                    let _ = stream.send(Ok(Bytes::from_static(b"event: agent.tool_use\ndata: {\"type\":\"ag")));
-                    let _ = stream.send(Err(std::io::Error::other("cut")));
+                    let _ = stream.try_send(Ok(Bytes::from_static(b"event: agent.tool_use\ndata: {\"type\":\"ag")));
+                    let _ = stream.try_send(Err(std::io::Error::other("cut")));
                 }
             }
         });
@@ -435,7 +442,7 @@ impl FakeSession {
     pub fn raw_frame(&self, frame: &'static str) {
         self.shared.change(|world| {
             let session = world.sessions.get_mut(&self.id).expect("the session exists");
-            session.streams.retain(|stream| stream.send(Ok(Bytes::from_static(frame.as_bytes()))).is_ok());
+            session.streams.retain(|stream| stream.try_send(Ok(Bytes::from_static(frame.as_bytes()))).is_ok());
         });
     }
 
@@ -667,11 +674,11 @@ async fn stream(
         let Some(session) = world.sessions.get_mut(&session) else {
             return refusal(404, "not_found_error", "no such session");
         };
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let _ = sender.send(Ok(Bytes::from_static(b": open\n\nevent: ping\ndata: {\"type\":\"ping\"}\n\n")));
+        let (sender, receiver) = mpsc::channel(STREAM);
+        let _ = sender.try_send(Ok(Bytes::from_static(b": open\n\nevent: ping\ndata: {\"type\":\"ping\"}\n\n")));
         session.streams.push(sender);
         session.streams_opened += 1;
-        answer(200, "text/event-stream", Body::from_stream(UnboundedReceiverStream::new(receiver)))
+        answer(200, "text/event-stream", Body::from_stream(ReceiverStream::new(receiver)))
     })
 }
 
@@ -702,7 +709,9 @@ async fn send(
         return invalid("text must not be empty");
     }
     shared.change(|world| {
-        let Some(state) = world.sessions.get(&session) else { return refusal(404, "not_found_error", "no such session") };
+        let Some(state) = world.sessions.get(&session) else {
+            return refusal(404, "not_found_error", "no such session");
+        };
         let has = |kind: &str, verdict: Option<&str>| {
             state.events.iter().any(|known| {
                 known["type"] == kind

@@ -1,0 +1,296 @@
+//! One work item, from the acknowledged claim to the stop (worker-behaviour §4).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use palisade_sandbox::Spec;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::client::{CallError, Client, Credential};
+use crate::hands::{Hands, Plan};
+use crate::journal::Journal;
+use crate::lease::{self, Lease};
+use crate::ledger::{Ledger, SessionEnd};
+use crate::observe::Observation;
+use crate::options::Options;
+use crate::pace::{Backoff, unit};
+use crate::session::{self, Context, End};
+use crate::skills::{self, SkillError};
+use crate::wire::{Session, SkillRef, WorkItem, sessions_token};
+use crate::workspace::Home;
+
+/// How often a session is looked up before its item fails.
+const LOOK_UPS: u32 = 6;
+
+/// What all items of a worker share.
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) client: Arc<Client>,
+    pub(crate) tools: Arc<std::collections::BTreeSet<String>>,
+    pub(crate) observe: Arc<dyn Fn(Observation) + Send + Sync>,
+}
+
+/// How an item ended, for the summary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Completed,
+    Failed,
+    Lost,
+}
+
+/// Why the item ends: the outcome and the words for it.
+struct Verdict {
+    outcome: Outcome,
+    reason: String,
+}
+
+impl Verdict {
+    fn completed(reason: impl Into<String>) -> Self {
+        Self { outcome: Outcome::Completed, reason: reason.into() }
+    }
+
+    fn failed(reason: impl Into<String>) -> Self {
+        Self { outcome: Outcome::Failed, reason: reason.into() }
+    }
+
+    fn lost() -> Self {
+        Self { outcome: Outcome::Lost, reason: "lease lost".into() }
+    }
+}
+
+/// Serves an acknowledged item of type `session` to its end.
+pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, shutdown: CancellationToken) -> Outcome {
+    let token = work.secret.as_ref().and_then(|secret| match sessions_token(secret) {
+        Ok(token) => Some(token),
+        Err(error) => {
+            tracing::warn!(work = work.id, %error, "no sessions token; using the environment key");
+            None
+        }
+    });
+    let credential = Arc::new(Credential::new(token));
+    let session: Arc<str> = work.data.id.as_str().into();
+    // The first beat goes out before anything is set up: until then the item looks abandoned.
+    let (lease_tx, mut lease) = watch::channel(Lease::Claiming);
+    let pace = shared.options.pace.clone();
+    let mut heartbeat =
+        tokio::spawn(lease::keep(shared.client.clone(), credential.clone(), work.id.clone(), pace, lease_tx));
+
+    let home = Home::of(&shared.options.state_dir, &session);
+    let hands = Arc::new(Hands::new(
+        plan(&shared.options, home.clone()),
+        shared.options.pace.clone(),
+        session.clone(),
+        shared.observe.clone(),
+    ));
+    // Keeps the session's lock until everything is torn down.
+    let mut journal = None;
+    let served = serve_session(&shared, &session, &credential, &home, &hands, &mut journal, lease.clone(), shutdown);
+    let verdict = tokio::select! {
+        verdict = served => verdict,
+        // A lease that ends during the set-up; later the session's loop sees it first.
+        ended = ended(&mut lease) => match ended {
+            Lease::Lost => Verdict::lost(),
+            _ => Verdict::completed("ended by the control plane"),
+        },
+    };
+    // The sandbox ends before the item does, so that whoever continues the session never meets its processes.
+    if tokio::time::timeout(Duration::from_secs(10), hands.close()).await.is_err() {
+        tracing::warn!(session = &*session, "the sandbox takes long to end; going on without it");
+    }
+    if journal.is_some() {
+        let installed = home.installed_skills();
+        if !installed.is_empty() {
+            skills::remove(&home.workspace, &installed);
+            let _ = home.note_skills(&[]);
+        }
+    }
+    drop(journal);
+    heartbeat.abort();
+    let _ = (&mut heartbeat).await;
+    match verdict.outcome {
+        Outcome::Lost => {
+            (shared.observe)(Observation::LeaseLost { work: work.id.clone(), session: session.to_string() })
+        }
+        _ => {
+            if let Err(error) = shared.client.stop(Some(&credential), &work.id).await {
+                tracing::warn!(work = work.id, %error, "the item could not be stopped; its lease will lapse");
+            }
+        }
+    }
+    match verdict.outcome {
+        Outcome::Failed => {
+            tracing::error!(work = work.id, session = &*session, reason = verdict.reason, "work item failed")
+        }
+        _ => tracing::info!(work = work.id, session = &*session, reason = verdict.reason, "work item ended"),
+    }
+    let (work, session, reason) = (work.id, session.to_string(), verdict.reason);
+    (shared.observe)(Observation::Ended { work, session, reason });
+    verdict.outcome
+}
+
+async fn ended(lease: &mut watch::Receiver<Lease>) -> Lease {
+    match lease.wait_for(|lease| matches!(lease, Lease::Lost | Lease::Over)).await {
+        Ok(lease) => *lease,
+        // The heartbeat task is gone without a word: nobody keeps the lease.
+        Err(_) => Lease::Lost,
+    }
+}
+
+fn plan(options: &Options, home: Home) -> Plan {
+    let spec = Spec {
+        workspace: home.workspace.clone(),
+        outputs: home.outputs.clone(),
+        memory: home.memory.clone(),
+        rootfs: options.rootfs.clone(),
+        limits: options.limits.clone(),
+        ..Spec::default()
+    };
+    Plan { driver: options.driver.clone(), spec, home, seed: options.seed.clone() }
+}
+
+#[expect(clippy::too_many_arguments, reason = "they are the parts of one item, used once")]
+async fn serve_session(
+    shared: &Shared,
+    session: &Arc<str>,
+    credential: &Arc<Credential>,
+    home: &Home,
+    hands: &Arc<Hands>,
+    held: &mut Option<Journal>,
+    lease: watch::Receiver<Lease>,
+    shutdown: CancellationToken,
+) -> Verdict {
+    if let Err(error) = home.make_root() {
+        return Verdict::failed(error.to_string());
+    }
+    // An earlier item of the session must have let go of the workspace before anything of this one happens in it.
+    let opened = tokio::select! {
+        opened = Journal::open(&home.journal) => opened,
+        () = shutdown.cancelled() => return Verdict::completed("shut down before it began"),
+    };
+    let (journal, traces) = match opened {
+        Ok(opened) => session::split(opened),
+        Err(error) => return Verdict::failed(error.to_string()),
+    };
+    *held = Some(journal.clone());
+    // The sandbox starts while the session is looked up and its history is read.
+    let early = hands.clone();
+    let _early = AbortOnDrop(tokio::spawn(async move { early.ready().await.map(drop) }));
+    let found = tokio::select! {
+        found = look_up(shared, credential, session) => found,
+        () = shutdown.cancelled() => return Verdict::completed("shut down before it began"),
+    };
+    let found = match found {
+        Ok(found) => found,
+        Err(error) if error.status() == Some(404) => return Verdict::failed("the session does not exist (any more)"),
+        Err(error) => return Verdict::failed(format!("the session could not be looked up: {error}")),
+    };
+    if found.status == "terminated" {
+        return Verdict::completed("the session is terminated");
+    }
+    if found.archived_at.is_some() {
+        return Verdict::completed("the session is archived");
+    }
+    if found.resources.iter().flatten().any(|resource| resource.kind == "memory_store") {
+        return Verdict::failed(
+            "the session has memory stores, which this version does not mount; \
+             remove them from the session or serve it with a worker that does",
+        );
+    }
+    let skills = found.agent.unwrap_or_default().skills.unwrap_or_default();
+    if !skills.is_empty() {
+        install_skills(shared, credential, session, home, hands, &skills).await;
+    }
+    let options = &shared.options;
+    let context = Context {
+        client: shared.client.clone(),
+        credential: credential.clone(),
+        session: session.clone(),
+        hands: hands.clone(),
+        journal,
+        pace: options.pace.clone(),
+        tool_timeout: options.tool_timeout,
+        max_idle: options.max_idle,
+        grace: options.grace,
+        observe: shared.observe.clone(),
+    };
+    match Box::pin(session::serve(context, Ledger::new(shared.tools.clone()), traces, lease, shutdown)).await {
+        End::Idle => Verdict::completed("the session is idle"),
+        End::Session(SessionEnd::Terminated) => Verdict::completed("the session is terminated"),
+        End::Session(SessionEnd::Deleted) => Verdict::completed("the session is deleted"),
+        End::Lease(Lease::Lost) => Verdict::lost(),
+        End::Lease(_) => Verdict::completed("ended by the control plane"),
+        End::Asked => Verdict::completed("asked to end"),
+        End::Refused(error) => Verdict::failed(format!("the session's events are refused: {error}")),
+    }
+}
+
+/// Installs the agent's skills. Each failure is told, none is fatal (worker-behaviour §9).
+async fn install_skills(
+    shared: &Shared,
+    credential: &Credential,
+    session: &str,
+    home: &Home,
+    hands: &Hands,
+    skills: &[SkillRef],
+) {
+    // The workspace exists once the sandbox does.
+    let ready = hands.ready().await.map(drop);
+    let mut ours = home.installed_skills();
+    for skill in skills {
+        let installed = async {
+            ready.clone()?;
+            let fetched = skills::fetch(&shared.client, credential, skill).await.map_err(|error| error.to_string())?;
+            let (name, before) = (fetched.name.clone(), ours.clone());
+            if !ours.contains(&name) {
+                ours.push(name.clone());
+                home.note_skills(&ours).map_err(|error| error.to_string())?;
+            }
+            let unpacked = skills::install(fetched, home.workspace.clone(), before).await;
+            if let Err(SkillError::Occupied(_)) = &unpacked {
+                // What is there is the session's own; it must not be taken for ours at the end.
+                ours.retain(|known| *known != name);
+                home.note_skills(&ours).map_err(|error| error.to_string())?;
+            }
+            unpacked.map(|()| name).map_err(|error| error.to_string())
+        };
+        match installed.await {
+            Ok(name) => tracing::info!(session, skill = skill.skill_id, name, "skill installed"),
+            Err(reason) => {
+                tracing::warn!(session, skill = skill.skill_id, reason, "failed to install a skill");
+                let (session, skill) = (session.to_owned(), skill.skill_id.clone());
+                (shared.observe)(Observation::SkillMissing { session, skill, reason });
+            }
+        }
+    }
+}
+
+/// Looks the session up; a failure that can pass is tried again for a while.
+async fn look_up(shared: &Shared, credential: &Credential, session: &str) -> Result<Session, CallError> {
+    let mut backoff = Backoff::new(shared.options.pace.retry);
+    let mut attempt = 1;
+    loop {
+        match shared.client.session(credential, session).await {
+            Err(error) if error.is_transient() && attempt < LOOK_UPS => {
+                tracing::warn!(session, %error, "the session could not be looked up; trying again");
+                tokio::time::sleep(backoff.delay_after(unit(), error.retry_after())).await;
+                attempt += 1;
+            }
+            other => return other,
+        }
+    }
+}
+
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Where the sessions of a state directory live.
+pub(crate) fn sessions_dir(state_dir: &std::path::Path) -> PathBuf {
+    state_dir.join("sessions")
+}

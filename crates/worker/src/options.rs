@@ -1,0 +1,119 @@
+//! What a worker is told at its start.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use palisade_sandbox::{Driver, Limits, Rootfs};
+use palisade_api::EnvironmentId;
+
+use crate::observe::Observer;
+use crate::pace::Pace;
+use crate::secret::Secret;
+
+/// When the worker looks into its queue.
+#[derive(Debug, Clone, Default)]
+pub enum Mode {
+    /// Always: a long poll is open whenever a session could be taken on.
+    #[default]
+    AlwaysOn,
+    /// Until the queue is empty; then it finishes what it has taken on and ends. For schedules and hooks of other systems.
+    Drain,
+    /// When a `session.status_run_started` webhook arrives, at the start, and after each session.
+    Webhook {
+        /// Where to listen, plain HTTP; public TLS belongs in front of it.
+        listen: SocketAddr,
+        /// The endpoint's signing secret, `whsec_…`.
+        signing_key: Secret,
+    },
+}
+
+/// Everything a worker needs. [`Options::new`] fills in the defaults.
+#[derive(Clone)]
+pub struct Options {
+    /// The control plane, `https://…` (or `http://…` on this machine), without `/v1`.
+    pub base_url: String,
+    /// Permits plain HTTP to another machine. The environment key then crosses the network in the clear.
+    pub insecure_http: bool,
+    /// The environment whose queue is served.
+    pub environment_id: EnvironmentId,
+    /// Its key.
+    pub environment_key: Secret,
+    /// How the worker names itself to the control plane; a random name when absent.
+    pub worker_id: Option<String>,
+    /// How many sessions are served at a time, at least one.
+    pub concurrency: usize,
+    /// How long a session may be idle after a turn before the worker lets go of it; zero: without limit.
+    pub max_idle: Duration,
+    /// How long running calls may go on after a shutdown was asked for.
+    pub grace: Duration,
+    /// Where sessions live: `sessions/<session id>/{workspace,outputs,memory,journal.jsonl}`.
+    pub state_dir: PathBuf,
+    /// What makes sandboxes.
+    pub driver: Arc<dyn Driver>,
+    /// The sandbox's root file system.
+    pub rootfs: Rootfs,
+    /// The sandbox's limits.
+    pub limits: Limits,
+    /// How long one tool call may run.
+    pub tool_timeout: Duration,
+    /// A directory whose contents every fresh workspace starts with.
+    pub seed: Option<PathBuf>,
+    /// When to look into the queue.
+    pub mode: Mode,
+    /// Certificates (PEM) to trust in addition to the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Tools this worker answers for; calls of others are left to other clients.
+    pub tools: BTreeSet<String>,
+    /// How fast things are tried again.
+    pub pace: Pace,
+    /// Hears what happens.
+    pub on_event: Option<Observer>,
+}
+
+impl Options {
+    /// Options with the defaults: four sessions at a time, 60 s idle, 30 s grace, 120 s per call, the six tools.
+    pub fn new(
+        base_url: impl Into<String>,
+        environment_id: EnvironmentId,
+        environment_key: Secret,
+        state_dir: impl Into<PathBuf>,
+        driver: Arc<dyn Driver>,
+    ) -> Self {
+        Self {
+            base_url: base_url.into(),
+            insecure_http: false,
+            environment_id,
+            environment_key,
+            worker_id: None,
+            concurrency: 4,
+            max_idle: Duration::from_secs(60),
+            grace: Duration::from_secs(30),
+            state_dir: state_dir.into(),
+            driver,
+            rootfs: Rootfs::Host,
+            limits: Limits::default(),
+            tool_timeout: Duration::from_secs(120),
+            seed: None,
+            mode: Mode::AlwaysOn,
+            ca_file: None,
+            tools: ["bash", "read", "write", "edit", "glob", "grep"].map(String::from).into(),
+            pace: Pace::default(),
+            on_event: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("base_url", &self.base_url)
+            .field("environment_id", &self.environment_id)
+            .field("concurrency", &self.concurrency)
+            .field("state_dir", &self.state_dir)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,12 @@
+//! The worker against a fake control plane, with real sandboxes.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod calls;
+mod faults;
+mod lease;
+mod queue;
+mod restart;
+mod rig;
+mod secrets;
+mod webhook;
