@@ -108,7 +108,7 @@ if [ "$only" != python ]; then
   prepare_typescript
   echo "== TypeScript: @anthropic-ai/sdk $(sed -n 's/.*"@anthropic-ai\/sdk": "\([0-9.]*\)".*/\1/p' "$here/typescript/package.json" | head -1)"
   status=0
-  (cd "$here/typescript" && node --test --test-reporter=spec --test-reporter-destination=stdout \
+  (cd "$here/typescript" && node --test --test-timeout=150000 --test-reporter=spec --test-reporter-destination=stdout \
     --test-reporter=tap --test-reporter-destination="$work/typescript.tap" tests/*.test.mjs) || status=$?
   good=$(sed -n 's/^# pass \([0-9]*\)$/\1/p' "$work/typescript.tap" 2>/dev/null || true)
   bad=$(awk '/^# (fail|cancelled|skipped|todo) [0-9]+$/ { n += $3 } END { print n + 0 }' "$work/typescript.tap" 2>/dev/null || true)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,22 @@ from anthropic import Anthropic
 from harness import Child, Server
 
 _count = itertools.count(1)
+# A test that waits for something that never comes must not hold up the suite; in seconds.
+_LIMIT = 150
+
+
+@pytest.fixture(autouse=True)
+def bounded() -> Iterator[None]:
+    """Ends a test that takes far too long, wherever it waits."""
+
+    def expire(*_: object) -> None:
+        pytest.fail(f"not finished after {_LIMIT} s")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(_LIMIT)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def test_agents(client):
     assert [(it.name, it.permission_policy.type) for it in toolset.configs] == [("bash", "always_allow")]
     assert custom.type == "custom" and custom.input_schema.required == ["key"]
 
-    assert agents.retrieve(made.id) == made
+    assert agents.retrieve(made.id).to_dict() == made.to_dict()
 
     # Absent keeps, null clears, a value replaces; metadata merges by key and null deletes.
     patched = agents.update(made.id, system=None, metadata={"tier": None, "site": "a"}, version=1)
@@ -82,7 +82,7 @@ def test_environments(client):
     made = environments.create(name="field", config={"type": "self_hosted"}, description="d", metadata={"a": "1", "b": "2"})
     assert made.id.startswith("env_") and made.type == "environment" and made.config.type == "self_hosted"
     assert (made.name, made.description, made.metadata, made.archived_at) == ("field", "d", {"a": "1", "b": "2"}, None)
-    assert environments.retrieve(made.id) == made
+    assert environments.retrieve(made.id).to_dict() == made.to_dict()
 
     patched = environments.update(made.id, description=None, metadata={"a": None, "b": "", "c": "3"})
     assert patched.description is None and patched.metadata == {"c": "3"} and patched.name == "field"

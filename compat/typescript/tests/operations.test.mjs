@@ -87,7 +87,7 @@ test('environments: create, retrieve, update, list, archive, delete', async () =
   assert.equal(cloud.config.networking.type, 'unrestricted');
   await assert.rejects(environments.update(cloud.id, { config: { type: 'self_hosted' } }), (why) => {
     assert.ok(why instanceof BadRequestError);
-    assert.equal(why.error.error.details.error_code, 'invalid_config_type_change');
+    assert.equal(why.errorCode, 'invalid_config_type_change');
     return true;
   });
   assert.ok(ids(await collect(environments.list())).includes(cloud.id));
