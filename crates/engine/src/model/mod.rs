@@ -1,8 +1,21 @@
 //! Models behind one trait.
+//!
+//! [`Anthropic`] speaks the Messages API to any base URL; [`Scripted`] plays a written script, for demos, tests and places
+//! without a network. Both are stateless towards the conversation: what they are asked holds all of it.
 
+mod anthropic;
+mod assembly;
 mod registry;
+mod retry;
+mod scripted;
+mod secret;
+mod sse;
 
+pub use anthropic::{Anthropic, AnthropicError, AnthropicOptions, KeyHeader};
 pub use registry::Models;
+pub use retry::RetryPolicy;
+pub use scripted::{Script, ScriptError, Scripted};
+pub use secret::{KeyError, KeySource, Secret};
 
 use std::time::Duration;
 
@@ -129,6 +142,22 @@ pub enum StopReason {
     Other(String),
 }
 
+impl StopReason {
+    /// The stop reason with this name in the Messages API.
+    pub fn from_wire(name: &str) -> StopReason {
+        match name {
+            "end_turn" => StopReason::EndTurn,
+            "tool_use" => StopReason::ToolUse,
+            "pause_turn" => StopReason::PauseTurn,
+            "max_tokens" => StopReason::MaxTokens,
+            "stop_sequence" => StopReason::StopSequence,
+            "refusal" => StopReason::Refusal,
+            "model_context_window_exceeded" => StopReason::ContextWindowExceeded,
+            other => StopReason::Other(other.to_owned()),
+        }
+    }
+}
+
 /// Tokens of one request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are the wire's own")]
@@ -142,7 +171,8 @@ pub struct TokenUsage {
 }
 
 /// Why a request failed.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{message}")]
 pub struct ModelError {
     /// What happened.
     pub kind: ModelErrorKind,
@@ -154,20 +184,44 @@ pub struct ModelError {
     pub retryable: bool,
 }
 
+impl ModelError {
+    /// A failure of this kind; whether it can pass by itself follows from the kind.
+    pub(crate) fn new(kind: ModelErrorKind, message: impl Into<String>) -> ModelError {
+        ModelError { kind, message: message.into(), retry_after: None, retryable: kind.passes() }
+    }
+}
+
 /// What happened to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names speak")]
 pub enum ModelErrorKind {
+    /// The provider has no capacity (529).
     Overloaded,
+    /// The account sends too much (429).
     RateLimited,
+    /// The account cannot pay, or has reached its spend limit.
     Billing,
+    /// The provider could not be reached or failed.
     RequestFailed,
+    /// The provider finds the request wrong, or does not know the model.
     InvalidRequest,
+    /// The key is wrong or may not do this.
     Authentication,
+    /// The stream was cut before the reply was complete.
     Disconnected,
+    /// What came is not what the Messages API says, a call's input included.
     Malformed,
+    /// Nothing came for too long.
     Idle,
+    /// The conversation does not fit into the model's window.
     ContextTooLong,
+}
+
+impl ModelErrorKind {
+    /// Whether the same request may succeed later. A malformed reply counts: the model may well do better next time.
+    fn passes(self) -> bool {
+        use ModelErrorKind::*;
+        matches!(self, Overloaded | RateLimited | RequestFailed | Disconnected | Malformed | Idle)
+    }
 }
 
 /// A model provider.
