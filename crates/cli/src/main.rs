@@ -1,1 +1,13 @@
-fn main() {}
+//! The palisade command.
+
+mod cli;
+mod client;
+mod commands;
+mod follow;
+mod local;
+mod output;
+mod secret;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

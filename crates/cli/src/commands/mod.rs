@@ -1,0 +1,40 @@
+//! One file per command.
+
+pub(crate) mod agents;
+pub(crate) mod backup;
+pub(crate) mod completions;
+pub(crate) mod demo;
+pub(crate) mod doctor;
+pub(crate) mod environments;
+pub(crate) mod keys;
+pub(crate) mod run;
+pub(crate) mod server;
+pub(crate) mod sessions;
+pub(crate) mod up;
+pub(crate) mod worker;
+
+use serde_json::Value;
+
+/// Text of an object's field; empty when it is not there.
+fn text(object: &Value, field: &str) -> String {
+    object[field].as_str().unwrap_or_default().to_owned()
+}
+
+/// The time of an object's field, to the second.
+fn time(object: &Value, field: &str) -> String {
+    let full = text(object, field);
+    full.get(..19).map_or_else(|| full.clone(), |head| format!("{}Z", head.replace('T', " ")))
+}
+
+/// An object as indented `field: value` lines, in the order in which it came.
+fn describe(object: &Value) -> String {
+    let mut lines = Vec::new();
+    if let Value::Object(fields) = object {
+        let width = fields.keys().map(|name| name.chars().count()).max().unwrap_or(0);
+        for (name, value) in fields {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            lines.push(format!("{name:width$}  {value}"));
+        }
+    }
+    lines.join("\n")
+}

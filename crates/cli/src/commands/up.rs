@@ -1,0 +1,114 @@
+//! `palisade up`: both planes in one process.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use palisade_api::EnvironmentId;
+use palisade_server::keys::{self, KeyKind};
+use palisade_worker::Worker;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::block_on;
+use crate::client::{Client, bootstrap_file};
+use crate::commands::server::{ServerArgs, announce};
+use crate::commands::text;
+use crate::commands::worker::{ServingArgs, failed, observer, options};
+use crate::local::{self, Running};
+use crate::output::{Context as _, Failure, Outcome, Output};
+use crate::secret::{Secret, Source};
+
+/// The name of the environment that `up` serves and `run` uses.
+const LOCAL: &str = "local";
+
+/// Start both planes in one process: the server, an environment "local" and a worker for it.
+#[derive(Debug, Args)]
+#[command(after_help = "Then, in another terminal: palisade run --model scripted \"…\"\n\
+                        SIGTERM and SIGINT end both in good order.")]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    serving: ServingArgs,
+}
+
+/// The environment "local" of a server, made when it is not there.
+pub(crate) async fn local_environment(client: &Client) -> Outcome<String> {
+    let environments = client.list("list environments", "/v1/environments", &[], usize::MAX).await?;
+    let own = |environment: &&Value| environment["name"] == LOCAL && environment["config"]["type"] == "self_hosted";
+    // Lists begin with the newest; the first one made is the one that a worker serves.
+    if let Some(environment) = environments.iter().rev().find(own) {
+        return Ok(text(environment, "id"));
+    }
+    let body = json!({"name": LOCAL, "description": "Served by `palisade up`.", "config": {"type": "self_hosted"}});
+    Ok(text(&client.post("create the environment", "/v1/environments", &body).await?, "id"))
+}
+
+/// The worker's key: the one that an earlier start left, or a new one.
+async fn environment_key(server: &Running, state_dir: &Path, environment: &str) -> Outcome<(PathBuf, Secret)> {
+    let path = state_dir.join(format!("{environment}.key"));
+    if path.exists() {
+        let key = Source::File(path.clone()).read("the environment's key")?;
+        return Ok((path, key));
+    }
+    let kind = KeyKind::Environment { environment_id: EnvironmentId::from(environment) };
+    let (_, key) = keys::create(&*server.store, kind, "palisade up", server.clock.now())
+        .await
+        .context("the environment's key cannot be made")?;
+    local::write_whole(&path, key.expose().as_bytes()).context("the environment's key cannot be kept")?;
+    Ok((path, Secret::new(key.expose())))
+}
+
+pub(crate) fn run(args: &UpArgs, out: Output) -> Outcome {
+    local::harden();
+    local::log(args.server.log_format, "warn");
+    let setup = args.server.setup()?;
+    block_on(async {
+        let mut server = Running::start(setup).await?;
+        let worker = match worker(&server, args, out).await {
+            Ok(worker) => worker,
+            Err(failure) => {
+                server.shutdown().await;
+                return Err(failure);
+            }
+        };
+        announce(&server, out);
+        let stop = CancellationToken::new();
+        let mut work = tokio::spawn(worker.run(stop.clone()));
+        let mut over = None;
+        let mut failure = tokio::select! {
+            asked = local::asked_to_end() => asked.err(),
+            failure = server.failed() => Some(failure),
+            ended = &mut work => {
+                over = Some(ended);
+                None
+            }
+        };
+        // The worker goes first: it hands in its last results and gives its leases back.
+        stop.cancel();
+        let ended = match over {
+            Some(ended) => ended,
+            None => work.await,
+        };
+        server.shutdown().await;
+        failure = failure.or(match ended {
+            Ok(Ok(_)) => None,
+            Ok(Err(why)) => Some(failed(&why)),
+            Err(why) => Some(Failure::new("the worker ended").why(why)),
+        });
+        failure.map_or(Ok(ExitCode::SUCCESS), Err)
+    })?
+}
+
+/// A worker for the environment "local" of this server.
+async fn worker(server: &Running, args: &UpArgs, out: Output) -> Outcome<Worker> {
+    let state_dir = args.server.state.path()?;
+    let client = Client::new(&server.url, Source::File(bootstrap_file(&state_dir)).read("the API key")?, None)?;
+    let environment = local_environment(&client).await?;
+    let (_, key) = environment_key(server, &state_dir, &environment).await?;
+    let mut options = options(&server.url, &environment, &key, local::make_state_dir(&state_dir.join("worker"))?);
+    args.serving.apply(&mut options)?;
+    options.on_event = Some(observer(out));
+    Worker::new(options).map_err(|why| failed(&why))
+}

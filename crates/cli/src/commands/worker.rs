@@ -1,0 +1,280 @@
+//! `palisade worker`: the execution plane.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use palisade_api::EnvironmentId;
+use palisade_sandbox::{Limits, Native, Rootfs};
+use palisade_worker::{Mode, Observation, Observer, Options, Summary, Worker};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::block_on;
+use crate::local::{self, LogFormat};
+use crate::output::{Failure, Outcome, Output};
+use crate::secret::{self, Secret, Source};
+
+/// The variable that the vendor's own workers read the key from.
+const KEY_VARIABLE: &str = "ANTHROPIC_ENVIRONMENT_KEY";
+
+/// Start the execution plane: claim sessions of one environment and run their tools in sandboxes.
+#[derive(Debug, Args)]
+#[command(after_help = "Without --environment-key-file and --environment-key-env the key is taken from \
+                        ANTHROPIC_ENVIRONMENT_KEY. A key that comes from the environment is taken out of it; no child \
+                        process and no sandbox sees it.\n\
+                        SIGTERM and SIGINT end the worker in good order: no new claims, running calls finish within \
+                        --grace, leases are released.")]
+pub(crate) struct WorkerArgs {
+    /// The control plane.
+    #[arg(long, value_name = "URL", env = "ANTHROPIC_BASE_URL")]
+    base_url: String,
+    /// The environment whose sessions are served.
+    #[arg(long, value_name = "ENVIRONMENT_ID", env = "ANTHROPIC_ENVIRONMENT_ID")]
+    environment: String,
+    /// A file that holds the environment's key.
+    #[arg(long, value_name = "FILE", conflicts_with = "environment_key_env")]
+    environment_key_file: Option<PathBuf>,
+    /// The environment variable that holds the environment's key.
+    #[arg(long, value_name = "NAME")]
+    environment_key_env: Option<String>,
+    /// Where sessions' workspaces, outputs and journals are kept.
+    #[arg(long, value_name = "DIR")]
+    state_dir: PathBuf,
+    /// End when the queue is empty, instead of waiting for more.
+    #[arg(long, conflicts_with = "webhook_listen")]
+    drain: bool,
+    /// Look into the queue when a webhook arrives at this address, instead of polling.
+    #[arg(long, value_name = "ADDRESS", requires = "webhook_key_file")]
+    webhook_listen: Option<SocketAddr>,
+    /// A file that holds the webhook endpoint's signing secret.
+    #[arg(long, value_name = "FILE", requires = "webhook_listen")]
+    webhook_key_file: Option<PathBuf>,
+    /// Permit plain HTTP to another machine: the environment's key then crosses the network in the clear.
+    #[arg(long)]
+    insecure_http: bool,
+    /// Certificates (PEM) to trust besides the system's.
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    serving: ServingArgs,
+    /// Say nothing about each session.
+    #[arg(long, short)]
+    quiet: bool,
+    /// How the log is written.
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+/// How sessions are served.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServingArgs {
+    /// How many sessions are served at a time.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    concurrency: u16,
+    /// After how many idle seconds a session is let go until it is continued; 0: never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    max_idle: u32,
+    /// How many seconds running calls may go on after a shutdown was asked for.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    grace: u32,
+    /// How many seconds one tool call may run.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..))]
+    tool_timeout: u32,
+    /// A directory whose contents every fresh workspace starts with.
+    #[arg(long, value_name = "DIR")]
+    seed: Option<PathBuf>,
+    /// The sandbox's read-only root file system, instead of the host's own programs.
+    #[arg(long, value_name = "DIR", help_heading = "Sandbox")]
+    rootfs: Option<PathBuf>,
+    /// Memory of a session's sandbox, in MiB; 0: no limit.
+    #[arg(long, value_name = "MIB", default_value_t = 2048, help_heading = "Sandbox")]
+    memory_mib: u32,
+    /// Processes and threads of a sandbox; 0: no limit.
+    #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Sandbox")]
+    pids: u32,
+    /// Processor time of a sandbox, in cores, such as 1.5; no limit when left out.
+    #[arg(long, value_name = "CORES", help_heading = "Sandbox")]
+    cpus: Option<f64>,
+    /// Open files of one process of a sandbox.
+    #[arg(long, value_name = "N", default_value_t = 4096, help_heading = "Sandbox")]
+    open_files: u32,
+    /// The largest file that a sandbox may write, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 8192, help_heading = "Sandbox")]
+    file_mib: u32,
+    /// The sandbox's /tmp and its home directory, each, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 512, help_heading = "Sandbox")]
+    tmp_mib: u32,
+}
+
+impl ServingArgs {
+    /// Puts these choices into a worker's options.
+    pub(crate) fn apply(&self, options: &mut Options) -> Outcome<()> {
+        let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
+        let mib = |mib: u32| u64::from(mib) << 20;
+        let some = |number: u64| (number > 0).then_some(number);
+        let cpu_millis = match self.cpus {
+            None => None,
+            // Checked to be a small positive number, so that the conversion loses nothing but its fraction.
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
+            Some(cpus) if cpus >= 0.01 && cpus <= 4096.0 => Some((cpus * 1000.0) as u64),
+            Some(cpus) => {
+                return Err(Failure::new("--cpus cannot be used").why(format!("{cpus} is not between 0.01 and 4096")));
+            }
+        };
+        options.concurrency = usize::from(self.concurrency);
+        options.max_idle = seconds(self.max_idle);
+        options.grace = seconds(self.grace);
+        options.tool_timeout = seconds(self.tool_timeout);
+        options.seed.clone_from(&self.seed);
+        options.rootfs = self.rootfs.clone().map_or(Rootfs::Host, Rootfs::Directory);
+        options.limits = Limits {
+            memory_bytes: some(mib(self.memory_mib)),
+            pids: some(u64::from(self.pids)),
+            cpu_millis,
+            open_files: some(u64::from(self.open_files)),
+            file_bytes: some(mib(self.file_mib)),
+            tmp_bytes: mib(self.tmp_mib),
+        };
+        Ok(())
+    }
+}
+
+impl WorkerArgs {
+    fn key(&self) -> Outcome<Secret> {
+        let what = "the environment's key";
+        match Source::named(self.environment_key_file.as_deref(), None) {
+            Some(source) => source.read(what),
+            None => secret::taken_from_environment(self.environment_key_env.as_deref().unwrap_or(KEY_VARIABLE), what),
+        }
+    }
+
+    fn mode(&self) -> Outcome<Mode> {
+        Ok(match (self.webhook_listen, &self.webhook_key_file) {
+            (Some(listen), Some(path)) => {
+                let key = Source::File(path.clone()).read("the webhook's signing secret")?;
+                Mode::Webhook { listen, signing_key: palisade_worker::Secret::new(key.expose()) }
+            }
+            _ if self.drain => Mode::Drain,
+            _ => Mode::AlwaysOn,
+        })
+    }
+}
+
+/// A worker's options with the native sandbox and the defaults.
+pub(crate) fn options(base_url: &str, environment: &str, key: &Secret, state_dir: PathBuf) -> Options {
+    crate::client::install_crypto();
+    let driver = Arc::new(Native::new(palisade_sandbox::Options::default()));
+    let key = palisade_worker::Secret::new(key.expose());
+    Options::new(base_url, EnvironmentId::from(environment), key, state_dir, driver)
+}
+
+/// One line per thing that happens, for people or for programs.
+pub(crate) fn observer(out: Output) -> Observer {
+    Arc::new(move |observation: &Observation| {
+        if let Some((value, line)) = told(observation) {
+            out.either(&value, line);
+        }
+    })
+}
+
+fn told(observation: &Observation) -> Option<(Value, String)> {
+    let millis = |took: &Duration| (took.as_secs_f64() * 100_000.0).round() / 100.0;
+    Some(match observation {
+        Observation::Polling => (json!({"type": "polling"}), "polling for work".to_owned()),
+        Observation::Listening { address } => {
+            (json!({"type": "listening", "address": address}), format!("listening for webhooks on {address}"))
+        }
+        Observation::Claimed { work, session } => {
+            (json!({"type": "claimed", "work": work, "session": session}), format!("{session} claimed ({work})"))
+        }
+        Observation::SandboxStarted { session, took } => {
+            let ms = millis(took);
+            let line = format!("{session} sandbox started in {ms} ms");
+            (json!({"type": "sandbox_started", "session": session, "took_ms": ms}), line)
+        }
+        Observation::SandboxFailed { session, reason } => (
+            json!({"type": "sandbox_failed", "session": session, "reason": reason}),
+            format!("{session} sandbox failed: {reason}"),
+        ),
+        Observation::CallHeld { session, call, tool } => (
+            json!({"type": "call_held", "session": session, "call": call, "tool": tool}),
+            format!("{session} {tool} waits for a confirmation"),
+        ),
+        Observation::CallFinished { session, call, tool, took, is_error } => {
+            let ms = millis(took);
+            let failed = if *is_error { " (error result)" } else { "" };
+            let value = json!({
+                "type": "call_finished", "session": session, "call": call, "tool": tool, "took_ms": ms,
+                "is_error": is_error,
+            });
+            (value, format!("{session} {tool} took {ms} ms{failed}"))
+        }
+        Observation::CallCancelled { session, call } => (
+            json!({"type": "call_cancelled", "session": session, "call": call}),
+            format!("{session} call {call} cancelled"),
+        ),
+        Observation::ResultRefused { session, call, reason } => (
+            json!({"type": "result_refused", "session": session, "call": call, "reason": reason}),
+            format!("{session} the result of {call} was refused: {reason}"),
+        ),
+        Observation::SkillMissing { session, skill, reason } => (
+            json!({"type": "skill_missing", "session": session, "skill": skill, "reason": reason}),
+            format!("{session} skill {skill} is missing: {reason}"),
+        ),
+        Observation::LeaseLost { work, session } => {
+            (json!({"type": "lease_lost", "work": work, "session": session}), format!("{session} lease lost ({work})"))
+        }
+        Observation::Ended { work, session, reason } => (
+            json!({"type": "ended", "work": work, "session": session, "reason": reason}),
+            format!("{session} ended: {reason}"),
+        ),
+        // Starts and posts are told by what follows them.
+        _ => return None,
+    })
+}
+
+/// Why a worker did not start or gave up. Its own errors say what to do.
+pub(crate) fn failed(why: &palisade_worker::Error) -> Failure {
+    Failure::new("the worker ended").why(why)
+}
+
+pub(crate) fn run(args: &WorkerArgs, out: Output) -> Outcome {
+    local::harden();
+    let key = args.key()?;
+    local::log(args.log_format, "warn");
+    let state_dir = local::make_state_dir(&args.state_dir)?;
+    let mut options = options(&args.base_url, &args.environment, &key, state_dir);
+    options.mode = args.mode()?;
+    options.insecure_http = args.insecure_http;
+    options.ca_file.clone_from(&args.ca_file);
+    args.serving.apply(&mut options)?;
+    options.on_event = (!args.quiet).then(|| observer(out));
+    let worker = Worker::new(options).map_err(|why| failed(&why))?;
+    let summary: Summary = block_on(async {
+        let stop = CancellationToken::new();
+        let mut work = tokio::spawn(worker.run(stop.clone()));
+        let ended = tokio::select! {
+            ended = &mut work => ended,
+            asked = local::asked_to_end() => {
+                stop.cancel();
+                asked?;
+                work.await
+            }
+        };
+        ended.map_err(|why| Failure::new("the worker ended").why(why))?.map_err(|why| failed(&why))
+    })??;
+    if !args.quiet {
+        out.either(
+            &json!({"type": "summary", "summary": summary}),
+            format!(
+                "{} claimed, {} completed, {} failed, {} lost",
+                summary.claimed, summary.completed, summary.failed, summary.lost
+            ),
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
