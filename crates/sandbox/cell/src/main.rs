@@ -1,1 +1,76 @@
-fn main() {}
+//! The cell: PID 1 of every sandbox.
+//!
+//! It builds the sandbox around itself, gives up every privilege, and then runs tools and commands for the worker, which
+//! it hears through one socket. When the socket closes it ends, and with it everything in the sandbox.
+//!
+//! Architecture invariant: small, single-purpose and without a runtime. It is executed from a sealed memory file, inherits
+//! one socket and nothing else, and must run in any root file system.
+
+#![allow(unsafe_code, reason = "PID 1 of a sandbox talks to the kernel; each block says why it is sound")]
+
+mod exec;
+mod landlock;
+mod reaper;
+mod seal;
+mod serve;
+mod setup;
+mod shell;
+mod sys;
+mod tools;
+
+use std::io::Read;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use palisade_cell::{Ready, Setup, VERSION, check_length, decode, write_frame};
+
+/// The descriptor that the worker hands over.
+pub(crate) const SOCKET: RawFd = 3;
+
+fn main() -> ExitCode {
+    // SAFETY: no pointers. One arena: many short threads must not each keep a heap.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    // SAFETY: the worker hands this descriptor over; if it did not, the first read fails and the cell ends.
+    let mut socket = unsafe { UnixStream::from_raw_fd(SOCKET) };
+    let Ok((setup, descriptors)) = receive_setup(&mut socket) else { return ExitCode::from(2) };
+    let answer = match setup::build(&setup, descriptors) {
+        Ok(built) => Ready::Up { landlock_abi: built.landlock_abi, notes: built.notes },
+        Err(failed) => {
+            let answer = Ready::Failed {
+                step: failed.step.to_owned(),
+                errno: failed.cause.raw_os_error().unwrap_or(0),
+                detail: failed.detail,
+            };
+            // Nobody listens any more if this fails, and the end is the same.
+            let _ = write_frame(&mut socket, &answer, &[]);
+            return ExitCode::from(1);
+        }
+    };
+    if write_frame(&mut socket, &answer, &[]).is_err() {
+        return ExitCode::from(1);
+    }
+    serve::serve(socket, setup);
+    ExitCode::SUCCESS
+}
+
+/// Reads the first frame, and the descriptors that came with it.
+fn receive_setup(socket: &mut UnixStream) -> std::io::Result<(Setup, Vec<OwnedFd>)> {
+    let mut descriptors = Vec::new();
+    let mut length = [0; 4];
+    let mut have = 0;
+    while have < length.len() {
+        let read = sys::receive(socket.as_raw_fd(), &mut length[have..], &mut descriptors)?;
+        if read == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        have += read;
+    }
+    let mut frame = vec![0; check_length(length)?];
+    socket.read_exact(&mut frame)?;
+    let (setup, _): (Setup, _) = decode(&frame)?;
+    if setup.version != VERSION {
+        return Err(std::io::ErrorKind::InvalidData.into());
+    }
+    Ok((setup, descriptors))
+}

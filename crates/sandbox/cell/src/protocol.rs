@@ -1,0 +1,259 @@
+//! What the sandbox crate and the cell say to each other.
+//!
+//! A frame is a length (u32, little-endian) that counts what follows, the length of the header (u32), the header as JSON,
+//! and raw bytes. The first frame to the cell is [`Setup`]; it answers with [`Ready`]. From then on frames carry
+//! [`Request`]s one way and [`Reply`]s the other.
+
+use std::io::{self, Read, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Raised with every change of a frame; both ends are built together, so they must be equal.
+pub const VERSION: u32 = 1;
+/// The longest frame: a document of 20 MiB in base64, and room.
+pub const MAX_FRAME: usize = 32 << 20;
+
+/// Describes the sandbox to the cell.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Setup {
+    /// [`VERSION`].
+    pub version: u32,
+    /// What is mounted where, in order. Sources are read-only unless they say otherwise.
+    pub binds: Vec<Bind>,
+    /// Symbolic links in the root: name and target.
+    pub links: Vec<(String, String)>,
+    /// Files to write into the root: path and content.
+    pub files: Vec<(String, String)>,
+    /// Size of `/tmp` and of the home directory, in bytes.
+    pub tmp_bytes: u64,
+    /// The host name.
+    pub hostname: String,
+    /// The environment of commands.
+    pub env: Vec<(String, String)>,
+    /// Resource limits: the number of the resource and its limit. Only ever lowered.
+    pub rlimits: Vec<(u32, u64)>,
+    /// Filters for seccomp, each a classic BPF program, installed in order.
+    pub seccomp: Vec<Vec<u64>>,
+    /// Roots that the file tools may use, with whether they may write there.
+    pub roots: Vec<(String, bool)>,
+    /// Whether to apply Landlock.
+    pub landlock: bool,
+    /// Whether the sandbox has a time namespace of its own.
+    pub time_namespace: bool,
+}
+
+/// A mount.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Bind {
+    /// Where it comes from.
+    pub source: Source,
+    /// Where it goes, absolute inside the sandbox.
+    pub target: String,
+    /// Whether it may be written.
+    pub writable: bool,
+    /// Whether it is a directory.
+    pub directory: bool,
+    /// Whether it is left out when the source is missing.
+    pub optional: bool,
+    /// Whether device nodes on it work.
+    pub devices: bool,
+}
+
+/// Where a mount comes from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// A path of the host that the sandbox's own user can reach.
+    Path(String),
+    /// The n-th descriptor that came with the frame: a detached mount.
+    Descriptor(usize),
+}
+
+/// The cell's answer to [`Setup`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ready {
+    /// The sandbox is up.
+    Up {
+        /// The Landlock ABI in force; zero when there is none.
+        landlock_abi: i32,
+        /// What could not be done and was not required.
+        notes: Vec<String>,
+    },
+    /// A step failed.
+    Failed {
+        /// The step.
+        step: String,
+        /// The system's error number.
+        errno: i32,
+        /// What was being done.
+        detail: String,
+    },
+}
+
+/// What the cell is asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// Run a tool.
+    Tool {
+        /// Names the call in its reply.
+        id: u64,
+        /// The tool.
+        name: String,
+        /// Its input.
+        input: Value,
+        /// The most time it may take, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Run a command.
+    Exec {
+        /// Names the command in its replies.
+        id: u64,
+        /// Program and arguments.
+        argv: Vec<String>,
+        /// Variables on top of the sandbox's own.
+        env: Vec<(String, String)>,
+        /// The working directory.
+        cwd: String,
+        /// Whether its standard input is a pipe; else it is empty.
+        stdin: bool,
+        /// The most time it may take, in milliseconds; zero for no limit.
+        timeout_ms: u64,
+    },
+    /// More input for a command, as the frame's raw bytes; none closes it.
+    Stdin {
+        /// The command.
+        id: u64,
+    },
+    /// A signal for a command's process group.
+    Signal {
+        /// The command.
+        id: u64,
+        /// Its number.
+        signal: i32,
+    },
+    /// More output may be sent: so many bytes have been taken.
+    Window {
+        /// The command.
+        id: u64,
+        /// How many.
+        bytes: u64,
+    },
+    /// Give up a call or a command.
+    Cancel {
+        /// Which.
+        id: u64,
+    },
+}
+
+/// What the cell answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Reply {
+    /// A tool is done.
+    Tool {
+        /// The call.
+        id: u64,
+        /// Blocks of content, as the API has them.
+        content: Vec<Value>,
+        /// Whether it failed.
+        is_error: bool,
+    },
+    /// Output of a command, as the frame's raw bytes.
+    Output {
+        /// The command.
+        id: u64,
+        /// Whether it is standard error.
+        stderr: bool,
+    },
+    /// A command has ended.
+    Exit {
+        /// The command.
+        id: u64,
+        /// Its exit status, unless a signal ended it.
+        code: Option<i32>,
+        /// The signal that ended it.
+        signal: Option<i32>,
+        /// Whether its time had run out.
+        timed_out: bool,
+    },
+    /// A command could not be started.
+    ExecFailed {
+        /// The command.
+        id: u64,
+        /// Why.
+        message: String,
+    },
+}
+
+/// Encodes a frame.
+///
+/// # Errors
+/// When the header cannot be encoded or the frame is too long.
+pub fn encode(header: &impl Serialize, raw: &[u8]) -> io::Result<Vec<u8>> {
+    let header = serde_json::to_vec(header)?;
+    let total = 4 + header.len() + raw.len();
+    if total > MAX_FRAME {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "frame too long"));
+    }
+    let mut frame = Vec::with_capacity(4 + total);
+    frame.extend_from_slice(&u32::try_from(total).unwrap_or(u32::MAX).to_le_bytes());
+    frame.extend_from_slice(&u32::try_from(header.len()).unwrap_or(u32::MAX).to_le_bytes());
+    frame.extend_from_slice(&header);
+    frame.extend_from_slice(raw);
+    Ok(frame)
+}
+
+/// Splits what follows a frame's first length into header and raw bytes.
+///
+/// # Errors
+/// When the frame is malformed.
+pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> io::Result<(T, &[u8])> {
+    let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
+    let (length, rest) = frame.split_first_chunk::<4>().ok_or_else(|| wrong("short frame"))?;
+    let length = u32::from_le_bytes(*length) as usize;
+    if length > rest.len() {
+        return Err(wrong("header longer than its frame"));
+    }
+    let (header, raw) = rest.split_at(length);
+    Ok((serde_json::from_slice(header)?, raw))
+}
+
+/// Checks a frame's announced length.
+///
+/// # Errors
+/// When it is out of range.
+pub fn check_length(length: [u8; 4]) -> io::Result<usize> {
+    let length = u32::from_le_bytes(length) as usize;
+    if !(4..=MAX_FRAME).contains(&length) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "frame length out of range"));
+    }
+    Ok(length)
+}
+
+/// Reads one frame; none at the end of the stream.
+///
+/// # Errors
+/// When the stream fails or the frame is malformed.
+pub fn read_frame(from: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
+    let mut length = [0; 4];
+    match from.read_exact(&mut length) {
+        Ok(()) => {}
+        Err(why) if why.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(why) => return Err(why),
+    }
+    let mut frame = vec![0; check_length(length)?];
+    from.read_exact(&mut frame)?;
+    Ok(Some(frame))
+}
+
+/// Writes one frame.
+///
+/// # Errors
+/// When the stream fails or the frame is too long.
+pub fn write_frame(to: &mut impl Write, header: &impl Serialize, raw: &[u8]) -> io::Result<()> {
+    to.write_all(&encode(header, raw)?)
+}

@@ -1,0 +1,112 @@
+//! The few system calls that the standard library does not have, each with its error.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// Turns a return value into a result.
+pub(crate) fn check(value: libc::c_long) -> io::Result<libc::c_long> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// A path as the kernel wants it.
+pub(crate) fn path(text: &str) -> io::Result<CString> {
+    CString::new(text).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// `mount(2)`.
+pub(crate) fn mount(
+    source: &CStr,
+    target: &CStr,
+    kind: Option<&CStr>,
+    flags: libc::c_ulong,
+    data: Option<&CStr>,
+) -> io::Result<()> {
+    let kind = kind.map_or(std::ptr::null(), CStr::as_ptr);
+    let data = data.map_or(std::ptr::null(), |data| data.as_ptr().cast());
+    // SAFETY: all pointers are to C strings that live through the call, or null where that is allowed.
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind, flags, data) }.into()).map(drop)
+}
+
+/// `open_tree(2)`: a detached copy of the mount at `source`.
+pub(crate) fn open_tree(source: &CStr) -> io::Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE as libc::c_uint;
+    // SAFETY: the path is a C string; the kernel returns a new descriptor or an error.
+    let fd = check(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, source.as_ptr(), flags) })?;
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) })
+}
+
+/// `mount_setattr(2)` on a descriptor, or on a path when `fd` is `AT_FDCWD`.
+pub(crate) fn mount_setattr(fd: RawFd, at: &CStr, flags: libc::c_int, set: u64) -> io::Result<()> {
+    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the structure and the path live through the call, and the size is the structure's own.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd,
+            at.as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    })
+    .map(drop)
+}
+
+/// `move_mount(2)`: attaches a detached mount.
+pub(crate) fn move_mount(fd: &OwnedFd, target: &CStr) -> io::Result<()> {
+    // SAFETY: both paths are C strings that live through the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    })
+    .map(drop)
+}
+
+/// `prctl(2)` with numbers only.
+pub(crate) fn prctl(option: libc::c_int, args: [libc::c_ulong; 4]) -> io::Result<()> {
+    // SAFETY: no argument is a pointer.
+    check(unsafe { libc::prctl(option, args[0], args[1], args[2], args[3]) }.into()).map(drop)
+}
+
+/// Receives one byte string and the descriptors that came with it.
+pub(crate) fn receive(socket: RawFd, buffer: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    let mut control = [0u64; 64];
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: a message header of zeros is valid; its pointers are set to buffers that live through the call.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut iov;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control) as _;
+    // SAFETY: the header and everything it points to live through the call.
+    let read = check(unsafe { libc::recvmsg(socket, &raw mut header, libc::MSG_CMSG_CLOEXEC) } as libc::c_long)?;
+    // SAFETY: the kernel has filled the control buffer of this header, and the macros walk only what it has filled.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(&raw const header);
+        while !message.is_null() {
+            if (*message).cmsg_level == libc::SOL_SOCKET && (*message).cmsg_type == libc::SCM_RIGHTS {
+                let bytes = (*message).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                let data = libc::CMSG_DATA(message).cast::<RawFd>();
+                for index in 0..bytes / size_of::<RawFd>() {
+                    descriptors.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
+                }
+            }
+            message = libc::CMSG_NXTHDR(&raw const header, message);
+        }
+    }
+    usize::try_from(read).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// `kill(2)`; a negative number names a process group.
+pub(crate) fn kill(pid: i32, signal: i32) {
+    // SAFETY: no pointers; a process that is gone is an error that means the wish is fulfilled.
+    unsafe { libc::kill(pid, signal) };
+}

@@ -1,0 +1,75 @@
+//! What can go wrong with a sandbox; a failed start names its step.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::Facility;
+
+/// Why a sandbox could not be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The spec asks for something that cannot be.
+    #[error("the sandbox cannot be made: {0}")]
+    Spec(String),
+    /// A directory of the spec cannot be used.
+    #[error("{path}: {cause}: the directory must exist and be the caller's", path = path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// The cell's program could not be prepared.
+    #[error("preparing the cell's program: {0}")]
+    Program(io::Error),
+    /// The socket to the cell could not be made.
+    #[error("making the socket to the cell: {0}")]
+    Socket(io::Error),
+    /// The namespaces could not be made.
+    #[error("making namespaces: {0}: see `palisade doctor` for what this machine allows")]
+    Clone(io::Error),
+    /// The user could not be mapped.
+    #[error("mapping the sandbox's user: {0}")]
+    UserMap(io::Error),
+    /// A control group could not be set up.
+    #[error("setting up the control group {path}: {cause}", path = path.display())]
+    Cgroup {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// The system-call filters could not be compiled.
+    #[error("compiling the system-call filters: {0}")]
+    Seccomp(String),
+    /// A step failed inside the sandbox.
+    #[error("building the sandbox: {step} ({detail}): {cause}")]
+    Build {
+        /// The step.
+        step: String,
+        /// What it was about.
+        detail: String,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// Something that must be enforced is not.
+    #[error("{facility} is required and not available on this machine: {reason}")]
+    Required {
+        /// What.
+        facility: Facility,
+        /// Why not.
+        reason: String,
+    },
+    /// The cell did not come up in time.
+    #[error("the sandbox did not come up within {0} s")]
+    Timeout(u64),
+    /// The sandbox has ended.
+    #[error("the sandbox has ended")]
+    Ended,
+    /// A command could not be started.
+    #[error("the command could not be started: {0}")]
+    Exec(String),
+    /// The cell said something that it should not have.
+    #[error("talking to the cell: {0}")]
+    Protocol(io::Error),
+}

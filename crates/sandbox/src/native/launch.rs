@@ -1,0 +1,293 @@
+//! From a spec to a process in namespaces of its own.
+//!
+//! One thread of this process makes all children: a sandbox dies with its worker because the kernel ties the child to the
+//! thread that made it, and that thread lives as long as the process.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use palisade_cell::encode;
+use tokio::sync::oneshot;
+
+use super::cgroup::Cgroups;
+use super::identity::{INSIDE, Identity};
+use super::root::Root;
+use super::{program, setup};
+use crate::{Error, Spec};
+
+/// A sandbox's first process, with all that belongs to it outside.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pidfd: OwnedFd,
+    pid: i32,
+    cgroups: Option<Cgroups>,
+    identity: Identity,
+    reaped: bool,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The thread that makes children.
+fn launcher() -> &'static SyncSender<Job> {
+    static LAUNCHER: OnceLock<SyncSender<Job>> = OnceLock::new();
+    LAUNCHER.get_or_init(|| {
+        let (sender, jobs) = sync_channel::<Job>(256);
+        let thread = std::thread::Builder::new().name("launcher".to_owned()).stack_size(256 << 10);
+        // Without this thread no sandbox can be made, which every caller is told by its job not being answered.
+        let _ = thread.spawn(move || {
+            while let Ok(job) = jobs.recv() {
+                job();
+            }
+        });
+        sender
+    })
+}
+
+/// Makes the process and hands it its setup. The answer comes over the socket.
+pub(super) async fn launch(spec: Spec, env: Vec<(String, String)>) -> Result<(Process, UnixStream), Error> {
+    let prepared = tokio::task::spawn_blocking(move || prepare(&spec, env)).await.map_err(|_| Error::Ended)??;
+    let (answer, done) = oneshot::channel();
+    let job: Job = Box::new(move || {
+        // When nobody waits any more the process is dropped here, and with it the sandbox.
+        let _ = answer.send(start(prepared));
+    });
+    let sent = tokio::task::spawn_blocking(move || launcher().send(job)).await;
+    sent.map_err(|_| Error::Ended)?.map_err(|_| Error::Ended)?;
+    done.await.map_err(|_| Error::Ended)?
+}
+
+/// All that can be done before the process is there.
+struct Prepared {
+    frame: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+    cgroups: Cgroups,
+    identity: Identity,
+}
+
+fn prepare(spec: &Spec, env: Vec<(String, String)>) -> Result<Prepared, Error> {
+    let identity = Identity::take(spec)?;
+    let root = Root::plan(spec)?;
+    let setup = setup(spec, env, root.binds, root.links, root.files)?;
+    let frame = encode(&setup, &[]).map_err(Error::Protocol)?;
+    let cgroups = Cgroups::create(&spec.limits)?;
+    Ok(Prepared { frame, descriptors: root.descriptors, cgroups, identity })
+}
+
+fn start(prepared: Prepared) -> Result<(Process, UnixStream), Error> {
+    let program = program::cell().map_err(Error::Program)?;
+    let (ours, theirs) = UnixStream::pair().map_err(Error::Socket)?;
+    let theirs = high(&theirs).map_err(Error::Socket)?;
+    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(Error::Socket)?;
+    let null = high(&null).map_err(Error::Socket)?;
+    let (pid, pidfd) = clone(&Child {
+        socket: theirs.as_raw_fd(),
+        null: null.as_raw_fd(),
+        program: program.as_raw_fd(),
+        groups: prepared.identity.own,
+    })?;
+    drop(theirs);
+    let mut process = Process {
+        pidfd,
+        pid,
+        cgroups: Some(prepared.cgroups),
+        identity: prepared.identity,
+        reaped: false,
+    };
+    // From here on a failure drops the process, which ends it.
+    map_user(pid, &process.identity)?;
+    if let Some(cgroups) = &process.cgroups {
+        cgroups.add(pid)?;
+    }
+    let mut stream = ours;
+    stream.write_all(&[1]).map_err(Error::Socket)?;
+    send(&mut stream, &prepared.frame, &prepared.descriptors).map_err(Error::Socket)?;
+    process.reaped = false;
+    Ok((process, stream))
+}
+
+/// A descriptor above those that the child rearranges.
+fn high(fd: &impl AsFd) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, 10)?)
+}
+
+fn map_user(pid: i32, identity: &Identity) -> Result<(), Error> {
+    let write = |name: &str, content: String| fs::write(format!("/proc/{pid}/{name}"), content).map_err(Error::UserMap);
+    if !identity.own {
+        // Required of those who map their own group.
+        write("setgroups", "deny".to_owned())?;
+    }
+    write("uid_map", format!("{INSIDE} {} 1", identity.uid))?;
+    write("gid_map", format!("{INSIDE} {} 1", identity.gid))
+}
+
+/// Sends the first frame with its descriptors.
+fn send(stream: &mut UnixStream, frame: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    let mut space = vec![std::mem::MaybeUninit::uninit(); 64 + 8 * (borrowed.len() + 8)];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+        return Err(io::Error::other("too many mounts in one sandbox"));
+    }
+    let sent = sendmsg(&*stream, &[io::IoSlice::new(frame)], &mut control, SendFlags::NOSIGNAL)?;
+    stream.write_all(&frame[sent..])
+}
+
+/// What the child needs, all of it made before it is.
+struct Child {
+    socket: RawFd,
+    null: RawFd,
+    program: RawFd,
+    groups: bool,
+}
+
+/// Makes the child in new namespaces.
+fn clone(child: &Child) -> Result<(i32, OwnedFd), Error> {
+    let mut pidfd: RawFd = -1;
+    let flags = libc::CLONE_NEWUSER
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWCGROUP
+        | libc::CLONE_PIDFD;
+    // SAFETY: arguments of zeros are valid.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = u64::from(flags.unsigned_abs());
+    arguments.pidfd = (&raw mut pidfd) as u64;
+    arguments.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    // SAFETY: without CLONE_VM the child has its own copy of this memory, and the arguments live through the call. The
+    // child makes nothing but system calls until it executes another program, so that no lock that another thread held
+    // at this moment can matter.
+    let pid = unsafe {
+        let pid = libc::syscall(
+            libc::SYS_clone3,
+            &raw mut arguments,
+            size_of::<libc::clone_args>(),
+        );
+        if pid == 0 {
+            become_cell(child);
+        }
+        pid
+    };
+    if pid < 0 {
+        return Err(Error::Clone(io::Error::last_os_error()));
+    }
+    // SAFETY: the kernel has written a new descriptor that belongs to nobody else.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok((i32::try_from(pid).unwrap_or(-1), pidfd))
+}
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: i32,
+}
+
+/// The child's side: waits for its user, keeps the capabilities over the execution of the cell, and executes it.
+///
+/// # Safety
+/// To be called in a child that shares no memory with its parent. Makes system calls only: no allocation, no locks.
+unsafe fn become_cell(child: &Child) -> ! {
+    let id = libc::c_long::from(INSIDE);
+    let argv: [*const libc::c_char; 2] = [c"palisade-cell".as_ptr(), std::ptr::null()];
+    let envp: [*const libc::c_char; 1] = [std::ptr::null()];
+    let mut word = 0u8;
+    // SAFETY: every pointer is to a local or static that lives through its call; the rest are numbers. Raw system calls
+    // are used where the C library would talk to threads that are not there.
+    unsafe {
+        // The parent says when the user is mapped; if it dies first, so does this.
+        libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        if libc::syscall(libc::SYS_read, child.socket, &raw mut word, 1) != 1 {
+            libc::syscall(libc::SYS_exit_group, 101);
+        }
+        libc::syscall(libc::SYS_setsid);
+        if child.groups && libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) != 0 {
+            libc::syscall(libc::SYS_exit_group, 102);
+        }
+        if libc::syscall(libc::SYS_setresgid, id, id, id) != 0 || libc::syscall(libc::SYS_setresuid, id, id, id) != 0 {
+            libc::syscall(libc::SYS_exit_group, 103);
+        }
+        // Another program keeps capabilities of a user that is not root only when they are ambient.
+        let header = CapHeader { version: 0x2008_0522, pid: 0 };
+        let mut sets = [0u32; 6];
+        libc::syscall(libc::SYS_capget, &raw const header, sets.as_mut_ptr());
+        sets[2] = sets[1];
+        sets[5] = sets[4];
+        libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr());
+        let mut capability = 0;
+        while capability < 64 {
+            libc::syscall(libc::SYS_prctl, libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0);
+            capability += 1;
+        }
+        for fd in 0..3 {
+            libc::syscall(libc::SYS_dup3, child.null, fd, 0);
+        }
+        libc::syscall(libc::SYS_dup3, child.socket, 3, 0);
+        // A change of credentials clears it.
+        libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        libc::syscall(
+            libc::SYS_execveat,
+            child.program,
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+        libc::syscall(libc::SYS_exit_group, 104);
+    }
+    // The call above does not return.
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+impl Process {
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(crate) fn cgroups(&self) -> &Cgroups {
+        static NONE: Cgroups = Cgroups::none();
+        self.cgroups.as_ref().unwrap_or(&NONE)
+    }
+
+    /// The cell's process id on the host.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    fn kill(&self) {
+        let signal = rustix::process::Signal::KILL;
+        // Gone already is what is wanted.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
+    }
+
+    /// Ends the sandbox and waits until nothing of it is left. Blocks for about a millisecond.
+    pub(crate) fn end(mut self) {
+        self.bury();
+    }
+
+    fn bury(&mut self) {
+        if std::mem::replace(&mut self.reaped, true) {
+            return;
+        }
+        self.kill();
+        let options = rustix::process::WaitIdOptions::EXITED;
+        let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(self.pidfd.as_fd()), options);
+        if let Some(cgroups) = self.cgroups.take() {
+            cgroups.remove();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.bury();
+    }
+}

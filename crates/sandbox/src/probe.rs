@@ -1,0 +1,125 @@
+//! What this machine gives and withholds.
+
+use std::fs;
+
+use crate::native;
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// What.
+    pub facility: &'static str,
+    /// Whether it is there.
+    pub available: bool,
+    /// Whether a sandbox cannot be made without it.
+    pub required: bool,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it, when it is not.
+    pub fix: Option<&'static str>,
+}
+
+/// Looks at this machine.
+pub fn probe() -> Vec<Probe> {
+    let mut probes = Vec::new();
+    let read = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).ok();
+    for (name, label) in [
+        ("user", "user namespaces"),
+        ("mnt", "mount namespaces"),
+        ("pid", "process namespaces"),
+        ("net", "network namespaces"),
+        ("ipc", "IPC namespaces"),
+        ("uts", "host name namespaces"),
+        ("cgroup", "cgroup namespaces"),
+        ("time", "time namespaces"),
+    ] {
+        let there = fs::symlink_metadata(format!("/proc/self/ns/{name}")).is_ok();
+        let limit = read(&format!("/proc/sys/user/max_{name}_namespaces"));
+        let forbidden = limit.as_deref() == Some("0");
+        probes.push(Probe {
+            facility: label,
+            available: there && !forbidden,
+            required: name != "time",
+            detail: match (there, limit) {
+                (false, _) => "not built into this kernel".to_owned(),
+                (true, Some(limit)) => format!("limit {limit}"),
+                (true, None) => "no limit known".to_owned(),
+            },
+            fix: Some("use a kernel that has them, and raise user.max_*_namespaces with sysctl"),
+        });
+    }
+    if let Some(value) = read("/proc/sys/kernel/unprivileged_userns_clone") {
+        probes.push(Probe {
+            facility: "unprivileged user namespaces",
+            available: value == "1" || native::is_root(),
+            required: true,
+            detail: format!("kernel.unprivileged_userns_clone={value}"),
+            fix: Some("sysctl kernel.unprivileged_userns_clone=1, or run the worker as root"),
+        });
+    }
+    if let Some(value) = read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") {
+        probes.push(Probe {
+            facility: "AppArmor and user namespaces",
+            available: value == "0" || native::is_root(),
+            required: true,
+            detail: format!("kernel.apparmor_restrict_unprivileged_userns={value}"),
+            fix: Some("install an AppArmor profile with `userns,` for palisade, or set the sysctl to 0"),
+        });
+    }
+    let filters = read("/proc/sys/kernel/seccomp/actions_avail");
+    probes.push(Probe {
+        facility: "seccomp filters",
+        available: filters.is_some(),
+        required: true,
+        detail: filters.unwrap_or_else(|| "not built into this kernel".to_owned()),
+        fix: Some("use a kernel with CONFIG_SECCOMP_FILTER"),
+    });
+    let modules = read("/sys/kernel/security/lsm");
+    let abi = native::landlock_abi();
+    probes.push(Probe {
+        facility: "Landlock",
+        available: abi > 0,
+        required: false,
+        detail: match abi {
+            0 => format!("not enabled (security modules: {})", modules.as_deref().unwrap_or("unknown")),
+            abi => format!("ABI {abi}"),
+        },
+        fix: Some("add landlock to the kernel's lsm= list (Linux 5.13 or newer)"),
+    });
+    let layout = native::cgroups();
+    for (label, place) in [
+        ("memory limits", &layout.memory),
+        ("process limits", &layout.pids),
+        ("processor limits", &layout.cpu),
+        ("freezer", &layout.freezer),
+    ] {
+        probes.push(Probe {
+            facility: label,
+            available: place.is_some(),
+            required: false,
+            detail: match place {
+                Some(place) if place.unified => format!("cgroup v2 at {}", place.directory.display()),
+                Some(place) => format!("cgroup v1 at {}", place.directory.display()),
+                None => "no control group can be made here".to_owned(),
+            },
+            fix: Some("run the worker as root, or under systemd with Delegate=yes"),
+        });
+    }
+    let overlay = read("/proc/filesystems").is_some_and(|text| text.lines().any(|line| line.ends_with("\toverlay")));
+    probes.push(Probe {
+        facility: "overlay file system",
+        available: overlay,
+        required: false,
+        detail: if overlay { "available".to_owned() } else { "not loaded".to_owned() },
+        fix: Some("modprobe overlay"),
+    });
+    let sealed = native::program();
+    probes.push(Probe {
+        facility: "sealed memory files",
+        available: sealed.is_ok(),
+        required: true,
+        detail: sealed.map_or_else(|why| why.to_string(), |()| "available".to_owned()),
+        fix: Some("set the sysctl vm.memfd_noexec to 0 or 1"),
+    });
+    probes
+}

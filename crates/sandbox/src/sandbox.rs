@@ -1,0 +1,388 @@
+//! A sandbox that is up: its tools and commands.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use palisade_cell::{Reply, Request, check_length, decode, encode};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::native::Process;
+use crate::{Error, Report};
+
+/// A call's own limit is kept inside; the worker waits this much longer before it takes the sandbox for dead.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A call of one of the six tools.
+#[derive(Debug, Clone)]
+pub struct ToolCall {
+    /// `bash`, `read`, `write`, `edit`, `glob` or `grep`.
+    pub name: String,
+    /// Its input.
+    pub input: Value,
+    /// The most time it may take.
+    pub timeout: Duration,
+}
+
+/// A tool's result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolOutput {
+    /// Blocks of content, as the API has them.
+    pub content: Vec<Value>,
+    /// Whether it failed.
+    pub is_error: bool,
+}
+
+/// A command to run.
+#[derive(Debug, Clone, Default)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Variables on top of the sandbox's own.
+    pub env: Vec<(String, String)>,
+    /// The working directory; `/workspace` unless told.
+    pub cwd: Option<String>,
+    /// Whether it gets input; else its input is empty.
+    pub stdin: bool,
+    /// The most time it may take.
+    pub timeout: Option<Duration>,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitStatus {
+    /// Its exit status, unless a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Whether its time had run out.
+    pub timed_out: bool,
+}
+
+/// Output of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// From its standard output.
+    Stdout(Vec<u8>),
+    /// From its standard error.
+    Stderr(Vec<u8>),
+}
+
+enum Waiting {
+    Tool(oneshot::Sender<ToolOutput>),
+    Exec(mpsc::Sender<Heard>),
+}
+
+enum Heard {
+    Output(Output),
+    Exit(ExitStatus),
+    Failed(String),
+}
+
+type Table = Arc<Mutex<Option<HashMap<u64, Waiting>>>>;
+
+struct Link {
+    writer: tokio::sync::Mutex<OwnedWriteHalf>,
+    waiting: Table,
+    next: AtomicU64,
+    /// Wishes of those who cannot wait: calls that were dropped.
+    cancels: mpsc::Sender<u64>,
+}
+
+/// A sandbox. Dropping it ends everything in it.
+pub struct Sandbox {
+    link: Arc<Link>,
+    tasks: [JoinHandle<()>; 2],
+    process: Option<Process>,
+    report: Report,
+}
+
+impl fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sandbox").field("process", &self.process).finish_non_exhaustive()
+    }
+}
+
+impl Sandbox {
+    pub(crate) fn new(process: Process, stream: UnixStream, report: Report) -> Sandbox {
+        let (reader, writer) = stream.into_split();
+        let waiting: Table = Arc::new(Mutex::new(Some(HashMap::new())));
+        let (cancels, mut wishes) = mpsc::channel(256);
+        let link = Arc::new(Link {
+            writer: tokio::sync::Mutex::new(writer),
+            waiting: waiting.clone(),
+            next: AtomicU64::new(1),
+            cancels,
+        });
+        let listener = tokio::spawn(async move {
+            // However it ends, nobody may wait for an answer that cannot come.
+            let _ = listen(reader, &waiting).await;
+            *waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        });
+        let canceller = {
+            let link = Arc::downgrade(&link);
+            tokio::spawn(async move {
+                while let Some(id) = wishes.recv().await {
+                    let Some(link) = link.upgrade() else { return };
+                    if link.send(&Request::Cancel { id }, &[]).await.is_err() {
+                        return;
+                    }
+                }
+            })
+        };
+        Sandbox { link, tasks: [listener, canceller], process: Some(process), report }
+    }
+
+    /// What keeps it in.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// The process id of its first process on the host.
+    pub fn pid(&self) -> Option<i32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    /// Runs a tool. Dropping the future gives the call up: a running command is killed with all that it started.
+    ///
+    /// # Errors
+    /// When the sandbox has ended. What goes wrong inside a tool is its result.
+    pub async fn tool(&self, call: ToolCall) -> Result<ToolOutput, Error> {
+        let id = self.link.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        self.link.expect(id, Waiting::Tool(sender))?;
+        let mut guard = Guard { link: &self.link, id, armed: true };
+        let timeout_ms = u64::try_from(call.timeout.as_millis()).unwrap_or(u64::MAX);
+        self.link.send(&Request::Tool { id, name: call.name, input: call.input, timeout_ms }, &[]).await?;
+        let output = tokio::time::timeout(call.timeout.saturating_add(GRACE), answer).await;
+        match output {
+            Ok(Ok(output)) => {
+                guard.armed = false;
+                Ok(output)
+            }
+            Ok(Err(_)) => {
+                guard.armed = false;
+                Err(Error::Ended)
+            }
+            Err(_) => Err(Error::Timeout(call.timeout.as_secs())),
+        }
+    }
+
+    /// Starts a command.
+    ///
+    /// # Errors
+    /// When the sandbox has ended. A program that cannot be started is told by [`Exec::next`].
+    pub async fn exec(&self, request: ExecRequest) -> Result<Exec, Error> {
+        let id = self.link.next.fetch_add(1, Ordering::Relaxed);
+        // The cell sends no more than its window, so this many frames never fill up.
+        let (sender, heard) = mpsc::channel(4096);
+        self.link.expect(id, Waiting::Exec(sender))?;
+        let timeout_ms = request.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis().max(1)).unwrap_or(0));
+        let message = Request::Exec {
+            id,
+            argv: request.argv,
+            env: request.env,
+            cwd: request.cwd.unwrap_or_default(),
+            stdin: request.stdin,
+            timeout_ms,
+        };
+        self.link.send(&message, &[]).await?;
+        Ok(Exec { link: self.link.clone(), id, heard, status: None })
+    }
+
+    /// Ends the sandbox and everything in it, and waits until it is gone.
+    ///
+    /// # Errors
+    /// Never at present; a driver that needs an engine's help may fail here.
+    pub async fn destroy(mut self) -> Result<(), Error> {
+        for task in &self.tasks {
+            task.abort();
+        }
+        if let Some(process) = self.process.take() {
+            tokio::task::spawn_blocking(move || process.end()).await.map_err(|_| Error::Ended)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Link {
+    fn expect(&self, id: u64, waiting: Waiting) -> Result<(), Error> {
+        let mut table = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        table.as_mut().ok_or(Error::Ended)?.insert(id, waiting);
+        Ok(())
+    }
+
+    fn forget(&self, id: u64) -> bool {
+        let mut table = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        table.as_mut().is_some_and(|table| table.remove(&id).is_some())
+    }
+
+    async fn send(&self, request: &Request, raw: &[u8]) -> Result<(), Error> {
+        let frame = encode(request, raw).map_err(Error::Protocol)?;
+        let mut writer = self.writer.lock().await;
+        writer.write_all(&frame).await.map_err(|_| Error::Ended)
+    }
+}
+
+struct Guard<'a> {
+    link: &'a Link,
+    id: u64,
+    armed: bool,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if self.armed && self.link.forget(self.id) {
+            // A full channel means that the sandbox is being torn down or is beyond help; either way it ends soon.
+            let _ = self.link.cancels.try_send(self.id);
+        }
+    }
+}
+
+async fn listen(mut reader: OwnedReadHalf, waiting: &Table) -> io::Result<()> {
+    loop {
+        let mut length = [0; 4];
+        reader.read_exact(&mut length).await?;
+        let mut frame = vec![0; check_length(length)?];
+        reader.read_exact(&mut frame).await?;
+        let (reply, raw) = decode::<Reply>(&frame)?;
+        let (id, last) = match &reply {
+            Reply::Tool { id, .. } | Reply::Exit { id, .. } | Reply::ExecFailed { id, .. } => (*id, true),
+            Reply::Output { id, .. } => (*id, false),
+        };
+        let mut table = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(table) = table.as_mut() else { return Ok(()) };
+        if last {
+            match (table.remove(&id), reply) {
+                (Some(Waiting::Tool(sender)), Reply::Tool { content, is_error, .. }) => {
+                    let _ = sender.send(ToolOutput { content, is_error });
+                }
+                (Some(Waiting::Exec(sender)), Reply::Exit { code, signal, timed_out, .. }) => {
+                    let _ = sender.try_send(Heard::Exit(ExitStatus { code, signal, timed_out }));
+                }
+                (Some(Waiting::Exec(sender)), Reply::ExecFailed { message, .. }) => {
+                    let _ = sender.try_send(Heard::Failed(message));
+                }
+                _ => {}
+            }
+        } else if let (Some(Waiting::Exec(sender)), Reply::Output { stderr, .. }) = (table.get(&id), reply) {
+            let bytes = raw.to_vec();
+            let output = if stderr { Output::Stderr(bytes) } else { Output::Stdout(bytes) };
+            let _ = sender.try_send(Heard::Output(output));
+        }
+    }
+}
+
+/// A command that runs. Dropping it kills it.
+pub struct Exec {
+    link: Arc<Link>,
+    id: u64,
+    heard: mpsc::Receiver<Heard>,
+    status: Option<ExitStatus>,
+}
+
+impl fmt::Debug for Exec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exec").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Exec {
+    /// The next piece of output; none when the command has ended.
+    ///
+    /// # Errors
+    /// When the command could not be started or the sandbox has ended.
+    pub async fn next(&mut self) -> Result<Option<Output>, Error> {
+        if self.status.is_some() {
+            return Ok(None);
+        }
+        match self.heard.recv().await {
+            Some(Heard::Output(output)) => {
+                let (Output::Stdout(bytes) | Output::Stderr(bytes)) = &output;
+                // Only what has been taken may be followed by more: a slow reader slows the command down.
+                self.link.send(&Request::Window { id: self.id, bytes: bytes.len() as u64 }, &[]).await?;
+                Ok(Some(output))
+            }
+            Some(Heard::Exit(status)) => {
+                self.status = Some(status);
+                Ok(None)
+            }
+            Some(Heard::Failed(message)) => {
+                self.status = Some(ExitStatus { code: None, signal: None, timed_out: false });
+                Err(Error::Exec(message))
+            }
+            None => Err(Error::Ended),
+        }
+    }
+
+    /// Reads all output and says how the command ended.
+    ///
+    /// # Errors
+    /// When the command could not be started or the sandbox has ended.
+    pub async fn wait(mut self) -> Result<(ExitStatus, Vec<u8>, Vec<u8>), Error> {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        while let Some(output) = self.next().await? {
+            match output {
+                Output::Stdout(bytes) => out.extend_from_slice(&bytes),
+                Output::Stderr(bytes) => err.extend_from_slice(&bytes),
+            }
+        }
+        Ok((self.status.ok_or(Error::Ended)?, out, err))
+    }
+
+    /// How the command ended, once [`Exec::next`] has said that it has.
+    pub fn status(&self) -> Option<ExitStatus> {
+        self.status
+    }
+
+    /// Sends input.
+    ///
+    /// # Errors
+    /// When the sandbox has ended.
+    pub async fn write(&self, bytes: &[u8]) -> Result<(), Error> {
+        for piece in bytes.chunks(64 << 10) {
+            self.link.send(&Request::Stdin { id: self.id }, piece).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the input.
+    ///
+    /// # Errors
+    /// When the sandbox has ended.
+    pub async fn close_stdin(&self) -> Result<(), Error> {
+        self.link.send(&Request::Stdin { id: self.id }, &[]).await
+    }
+
+    /// Sends a signal to the command's process group.
+    ///
+    /// # Errors
+    /// When the sandbox has ended.
+    pub async fn signal(&self, signal: i32) -> Result<(), Error> {
+        self.link.send(&Request::Signal { id: self.id, signal }, &[]).await
+    }
+}
+
+impl Drop for Exec {
+    fn drop(&mut self) {
+        if self.status.is_none() && self.link.forget(self.id) {
+            let _ = self.link.cancels.try_send(self.id);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What a sandbox is made of.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Describes a sandbox.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// A directory of the host that becomes `/workspace`. Without root it must belong to the caller; with root it is given
+    /// to the sandbox's own user.
+    pub workspace: PathBuf,
+    /// A directory of the host that becomes `/mnt/session/outputs`.
+    pub outputs: PathBuf,
+    /// Directories of the host that appear below `/mnt/memory`.
+    pub memory: Vec<MemoryMount>,
+    /// What the rest of the file system is.
+    pub rootfs: Rootfs,
+    /// What may be used.
+    pub limits: Limits,
+    /// Variables for commands, on top of `PATH`, `HOME`, `USER`, `LANG` and `TERM`.
+    pub env: Vec<(String, String)>,
+    /// The host name inside.
+    pub hostname: String,
+    /// What must be enforced, or the sandbox is refused.
+    pub require: Vec<Facility>,
+}
+
+impl Spec {
+    /// A sandbox on the host's own tools with the default limits.
+    pub fn new(workspace: impl Into<PathBuf>, outputs: impl Into<PathBuf>) -> Spec {
+        Spec {
+            workspace: workspace.into(),
+            outputs: outputs.into(),
+            memory: Vec::new(),
+            rootfs: Rootfs::Host,
+            limits: Limits::default(),
+            env: Vec::new(),
+            hostname: "sandbox".to_owned(),
+            require: Vec::new(),
+        }
+    }
+}
+
+/// A memory store's directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryMount {
+    /// Where it is on the host.
+    pub host: PathBuf,
+    /// Its name below `/mnt/memory`: letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// Whether it must not be written.
+    pub read_only: bool,
+}
+
+/// What the file system is, apart from the places that may be written. Always read-only.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Rootfs {
+    /// The host's programs and libraries, and nothing else of it.
+    #[default]
+    Host,
+    /// A directory that holds a root file system.
+    Directory(PathBuf),
+}
+
+/// What a sandbox may use. None means no limit of the sandbox's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory of all processes together, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Processor time per second, in thousandths of a core.
+    pub cpu_millis: Option<u64>,
+    /// Open files of one process.
+    pub open_files: Option<u64>,
+    /// The largest file, in bytes.
+    pub file_bytes: Option<u64>,
+    /// `/tmp` and the home directory, each, in bytes.
+    pub tmp_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            memory_bytes: Some(2 << 30),
+            pids: Some(512),
+            cpu_millis: None,
+            open_files: Some(4096),
+            file_bytes: Some(8 << 30),
+            tmp_bytes: 512 << 20,
+        }
+    }
+}
+
+/// Something that keeps a sandbox in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Facility {
+    /// User, mount, process, network, IPC, host name and cgroup namespaces.
+    Namespaces,
+    /// A host user that belongs to this sandbox alone.
+    DistinctUser,
+    /// System-call filters.
+    Seccomp,
+    /// Landlock.
+    Landlock,
+    /// No capability, no new privileges.
+    Capabilities,
+    /// A limit of memory by cgroup.
+    MemoryLimit,
+    /// A limit of processes by cgroup.
+    PidLimit,
+    /// A limit of processor time by cgroup.
+    CpuLimit,
+}
+
+impl fmt::Display for Facility {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Facility::Namespaces => "namespaces",
+            Facility::DistinctUser => "distinct user",
+            Facility::Seccomp => "seccomp",
+            Facility::Landlock => "landlock",
+            Facility::Capabilities => "capabilities",
+            Facility::MemoryLimit => "memory limit",
+            Facility::PidLimit => "process limit",
+            Facility::CpuLimit => "cpu limit",
+        })
+    }
+}
+
+/// Whether a facility is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Status {
+    /// It is; with what is worth knowing about it.
+    Enforced(String),
+    /// It is not, and why.
+    Unavailable(String),
+    /// It was not asked for.
+    Unused,
+}
+
+/// What keeps a sandbox in, and how long it took to build.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Each facility's status.
+    pub facilities: BTreeMap<Facility, Status>,
+    /// What else is worth knowing.
+    pub notes: Vec<String>,
+    /// From the request to the sandbox being ready.
+    pub startup: Duration,
+}
+
+impl Report {
+    /// Whether this facility is in force.
+    pub fn enforces(&self, facility: Facility) -> bool {
+        matches!(self.facilities.get(&facility), Some(Status::Enforced(_)))
+    }
+}
+
+/// What a driver can do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Works without root.
+    pub rootless: bool,
+    /// Can save and restore the file system's state.
+    pub snapshot: bool,
+    /// Can pass GPUs on.
+    pub gpu: bool,
+}
