@@ -84,7 +84,8 @@ impl Hands {
             took_us = took.as_micros() as u64,
             "sandbox started"
         );
-        (self.observe)(Observation::SandboxStarted { session: self.session.to_string(), took });
+        let report = Box::new(created.report().clone());
+        (self.observe)(Observation::SandboxStarted { session: self.session.to_string(), took, report });
         Ok(created)
     }
 

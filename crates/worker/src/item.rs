@@ -140,12 +140,11 @@ async fn ended(lease: &mut watch::Receiver<Lease>) -> Lease {
 
 fn plan(options: &Options, home: Home) -> Plan {
     let spec = Spec {
-        workspace: home.workspace.clone(),
-        outputs: home.outputs.clone(),
-        memory: home.memory.clone(),
         rootfs: options.rootfs.clone(),
         limits: options.limits.clone(),
-        ..Spec::default()
+        require: options.require.clone(),
+        env: options.sandbox_env.clone(),
+        ..Spec::new(&home.workspace, &home.outputs)
     };
     Plan { driver: options.driver.clone(), spec, home, seed: options.seed.clone() }
 }

@@ -25,8 +25,10 @@ pub enum Observation {
     SandboxStarted {
         /// The session.
         session: String,
-        /// From asking the driver to the sandbox being ready.
+        /// From asking for it to the sandbox being ready, its directories included.
         took: Duration,
+        /// What keeps the session in.
+        report: Box<palisade_sandbox::Report>,
     },
     /// The session's sandbox could not be started.
     SandboxFailed {

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_sandbox::{Driver, Limits, Rootfs};
 use palisade_api::EnvironmentId;
+use palisade_sandbox::{Driver, Facility, Limits, Rootfs};
 
 use crate::observe::Observer;
 use crate::pace::Pace;
@@ -49,7 +49,7 @@ pub struct Options {
     pub max_idle: Duration,
     /// How long running calls may go on after a shutdown was asked for.
     pub grace: Duration,
-    /// Where sessions live: `sessions/<session id>/{workspace,outputs,memory,journal.jsonl}`.
+    /// Where sessions live: `sessions/<session id>/{workspace,outputs,journal.jsonl}`.
     pub state_dir: PathBuf,
     /// What makes sandboxes.
     pub driver: Arc<dyn Driver>,
@@ -57,6 +57,10 @@ pub struct Options {
     pub rootfs: Rootfs,
     /// The sandbox's limits.
     pub limits: Limits,
+    /// What must be enforced, or no sandbox starts.
+    pub require: Vec<Facility>,
+    /// Variables for the commands in a sandbox. Credentials have no place here; `ANTHROPIC_*` is refused.
+    pub sandbox_env: Vec<(String, String)>,
     /// How long one tool call may run.
     pub tool_timeout: Duration,
     /// A directory whose contents every fresh workspace starts with.
@@ -95,6 +99,8 @@ impl Options {
             driver,
             rootfs: Rootfs::Host,
             limits: Limits::default(),
+            require: Vec::new(),
+            sandbox_env: Vec::new(),
             tool_timeout: Duration::from_secs(120),
             seed: None,
             mode: Mode::AlwaysOn,

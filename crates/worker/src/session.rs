@@ -25,7 +25,7 @@ use crate::pace::{Backoff, Pace, unit};
 use crate::wire::Event;
 
 /// How much longer than its own limit a tool is waited for, so that the sandbox's own message about it comes first.
-const OVERRUN: Duration = Duration::from_secs(10);
+const OVERRUN: Duration = Duration::from_secs(20);
 
 /// Why the worker is done with the session.
 #[derive(Debug)]

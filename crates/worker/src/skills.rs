@@ -7,7 +7,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Cursor, Read, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, lchown};
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
@@ -116,24 +116,52 @@ fn unpack(archive: &Bytes, workspace: &Path, name: &str, ours: &[String]) -> Res
         }
         fs::remove_dir_all(&place).map_err(SkillError::Write)?;
     }
-    let written = write(&place, &members);
+    // The sandbox's user owns the workspace; with root that is not the worker's own.
+    let owner = fs::metadata(workspace).map_err(SkillError::Write)?;
+    let owner = (owner.uid(), owner.gid());
+    give(&skills, owner)?;
+    let written = write(&place, &members, owner);
     if written.is_err() {
         let _ = fs::remove_dir_all(&place);
     }
     written
 }
 
-fn write(place: &Path, members: &[Member]) -> Result<(), SkillError> {
-    let directory = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(SkillError::Write);
-    directory(place)?;
+type Owner = (u32, u32);
+
+/// Gives a directory to its owner, unless it has it already.
+fn give(path: &Path, (user, group): Owner) -> Result<(), SkillError> {
+    let found = fs::symlink_metadata(path).map_err(SkillError::Write)?;
+    if (found.uid(), found.gid()) == (user, group) {
+        return Ok(());
+    }
+    lchown(path, Some(user), Some(group)).map_err(SkillError::Write)
+}
+
+/// Makes a directory below `place`, and what is missing above it.
+fn directory(place: &Path, path: &Path, owner: Owner) -> Result<(), SkillError> {
+    if path != place
+        && let Some(parent) = path.parent()
+    {
+        directory(place, parent, owner)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => give(path, owner),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_directory(path) => Ok(()),
+        Err(error) => Err(SkillError::Write(error)),
+    }
+}
+
+fn write(place: &Path, members: &[Member], owner: Owner) -> Result<(), SkillError> {
+    directory(place, place, owner)?;
     for member in members {
         let target = place.join(&member.path);
         let Some(content) = &member.content else {
-            directory(&target)?;
+            directory(place, &target, owner)?;
             continue;
         };
         if let Some(parent) = target.parent() {
-            directory(parent)?;
+            directory(place, parent, owner)?;
         }
         let mode = if member.executable { 0o755 } else { 0o644 };
         // Never through something that is there: the directory is new and holds only what this loop made.
@@ -143,6 +171,7 @@ fn write(place: &Path, members: &[Member]) -> Result<(), SkillError> {
             _ => SkillError::Write(error),
         })?;
         file.write_all(content).map_err(SkillError::Write)?;
+        give(&target, owner)?;
     }
     Ok(())
 }

@@ -21,6 +21,8 @@ const BLOCK_MS: u16 = 999;
 const HELD: Duration = Duration::from_millis(500);
 /// In a drain, items claimed by somebody who has not acknowledged them for this long are taken over.
 const DRAIN_RECLAIM_MS: u32 = 2000;
+/// How long a shutdown waits for the answer to an open poll.
+const LAST_ANSWER: Duration = Duration::from_millis(100);
 /// Failed polls that a drain puts up with before it gives up.
 const DRAIN_FAILURES: u32 = 4;
 /// Poll answers of 404 in a row after which the environment itself is doubted.
@@ -35,6 +37,11 @@ pub enum Error {
     /// The base URL would send the key over the network in the clear.
     #[error("the base URL {0} is plain HTTP to another machine; use https://, or permit it explicitly")]
     PlainHttp(String),
+    /// A variable for sandboxes would carry a credential.
+    #[error(
+        "the variable {0} may not be set in sandboxes: it is a name, or holds the value, of the worker's own credential"
+    )]
+    SandboxEnv(String),
     /// There is no environment key.
     #[error("the environment key is empty")]
     NoKey,
@@ -120,6 +127,11 @@ impl Worker {
         }
         if options.environment_id.as_str().is_empty() {
             return Err(Error::NoEnvironment);
+        }
+        let key = options.environment_key.expose().trim();
+        let leaks = |(name, value): &&(String, String)| name.starts_with("ANTHROPIC_") || value.contains(key);
+        if let Some((name, _)) = options.sandbox_env.iter().find(leaks) {
+            return Err(Error::SandboxEnv(name.clone()));
         }
         options.concurrency = options.concurrency.max(1);
         let fail = |source| Error::StateDir { path: options.state_dir.display().to_string(), source };
@@ -334,14 +346,14 @@ impl Queue {
 
     /// Polls once. `None` when the worker is to end.
     async fn look(&mut self, block: Option<u16>, reclaim: Option<u32>) -> Result<Option<Looked>, Error> {
-        // The answer to an abandoned poll may hold an item; nobody would acknowledge it and it would go back to the
-        // queue. The server holds a poll for a second at most, so a shutdown waits for the answer that long.
+        // The answer to an abandoned poll may hold an item. Nobody acknowledges it, so it goes back to the queue after a
+        // few seconds; a short wait makes that rare without making the end of the worker slow.
         let client = self.shared.client.clone();
         let answer = client.poll(block, reclaim);
         tokio::pin!(answer);
         let answer = tokio::select! {
             answer = &mut answer => answer,
-            () = self.shutdown.cancelled() => match tokio::time::timeout(Duration::from_secs(2), answer).await {
+            () = self.shutdown.cancelled() => match tokio::time::timeout(LAST_ANSWER, answer).await {
                 Ok(answer) => answer,
                 Err(_) => return Ok(None),
             },

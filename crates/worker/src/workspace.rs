@@ -11,7 +11,6 @@ pub(crate) struct Home {
     pub(crate) root: PathBuf,
     pub(crate) workspace: PathBuf,
     pub(crate) outputs: PathBuf,
-    pub(crate) memory: PathBuf,
     pub(crate) journal: PathBuf,
     /// Names of the skills that are in the workspace, as JSON: what may be removed from it.
     skills: PathBuf,
@@ -43,7 +42,6 @@ impl Home {
         Self {
             workspace: root.join("workspace"),
             outputs: root.join("outputs"),
-            memory: root.join("memory"),
             journal: root.join("journal.jsonl"),
             skills: root.join("skills.json"),
             root,
@@ -69,7 +67,6 @@ impl Home {
     /// Makes what is missing. A new workspace appears only when its seed is complete. The journal's lock must be held.
     pub(crate) fn make(&self, seed: Option<&Path>) -> Result<(), HomeError> {
         make(&self.outputs)?;
-        make(&self.memory)?;
         if self.workspace.exists() {
             return Ok(());
         }

@@ -1,9 +1,8 @@
 //! Polling, claiming, many sessions, and the end of a worker.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_testkit::control_plane::{FakeControlPlane, KEY, Reply, Route, text, token};
+use palisade_testkit::control_plane::{KEY, Reply, Route, text, token};
 use palisade_worker::{Error, Mode, Secret};
 
 use crate::rig::Rig;
@@ -211,5 +210,8 @@ async fn options_that_cannot_work_are_refused_with_their_reason() {
     assert!(matches!(refused(&|options| options.environment_key = Secret::new(" ")), Error::NoKey));
     assert!(matches!(refused(&|options| options.environment_key = Secret::new("a\nb")), Error::Client(_)));
     assert!(matches!(refused(&|options| options.ca_file = Some("/dev/null".into())), Error::Client(_)));
-    let _ = Arc::new(FakeControlPlane::start().await);
+    for (name, value) in [("ANTHROPIC_API_KEY", "x"), ("SAFE", KEY)] {
+        let error = refused(&|options| options.sandbox_env = vec![(name.into(), value.into())]);
+        assert!(matches!(&error, Error::SandboxEnv(_)) && !error.to_string().contains(KEY), "{error}");
+    }
 }

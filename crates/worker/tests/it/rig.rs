@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use palisade_testkit::control_plane::{ENVIRONMENT, FakeControlPlane, FakeSession, KEY};
 use palisade_sandbox::{Driver, Native};
+use palisade_testkit::control_plane::{ENVIRONMENT, FakeControlPlane, FakeSession, KEY};
 use palisade_worker::{Error, Observation, Options, Pace, Secret, Summary, Worker};
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -53,7 +53,7 @@ impl Working {
 }
 
 pub(crate) fn native() -> Arc<dyn Driver> {
-    Arc::new(Native::new(palisade_sandbox::Options::default()).unwrap())
+    Arc::new(Native::new(palisade_sandbox::Options::default()))
 }
 
 impl Rig {
