@@ -4,6 +4,7 @@ pub(crate) mod agents;
 mod environments;
 mod events;
 mod health;
+mod keys;
 mod sessions;
 mod work;
 
@@ -76,6 +77,7 @@ pub(crate) fn router(service: Arc<Service>) -> Router {
         .merge(sessions::routes())
         .merge(events::routes())
         .merge(health::routes())
+        .merge(keys::routes())
         .fallback(not_served)
         .method_not_allowed_fallback(wrong_method)
         .layer(axum::middleware::from_fn_with_state(service.clone(), front))
@@ -153,7 +155,8 @@ async fn front(State(service): Shared, mut request: Request, next: Next) -> Resp
 
 async fn admit(service: &Arc<Service>, request: &mut Request) -> Answer<()> {
     let path = request.uri().path();
-    if path != "/v1" && !path.starts_with("/v1/") {
+    // Probes and metrics alone are open.
+    if path != "/v1" && !path.starts_with("/v1/") && !path.starts_with("/palisade/") {
         return Ok(());
     }
     let caller = Caller::identify(service, request.headers()).await?;

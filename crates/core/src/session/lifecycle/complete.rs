@@ -103,6 +103,8 @@ pub fn complete(state: &mut State, request: &EventId, reply: Reply, env: &mut En
         match part.content {
             PartContent::Text { text } => step.message(part.id, text),
             PartContent::Thinking(block) => step.thinking(part.id, block),
+            // What follows is a summary: a call would never be answered.
+            PartContent::ToolUse { .. } if reply.ended == Ended::WindowExceeded => {}
             PartContent::ToolUse { id, name, input } => step.tool_use(part.id, id, name, input),
         }
     }
