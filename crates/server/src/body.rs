@@ -90,22 +90,37 @@ pub(crate) async fn read(headers: &HeaderMap, mut body: Body, most: usize) -> An
 pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
     let bytes = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { bytes };
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(|why| {
-        let path = dotted(&why.path().to_string());
-        let inner = why.into_inner();
-        if inner.is_syntax() || inner.is_eof() {
-            return Fault::invalid(format!("the request's body is not JSON: {inner}"));
-        }
-        // The place in the text says less than the path.
-        let text = inner.to_string();
-        let text = text.split(" at line ").next().unwrap_or(&text);
-        if path.is_empty() || path == "." { Fault::invalid(text) } else { Fault::field(path, text) }
-    })?;
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|why| wrong("", why))?;
     reader.end().map_err(|why| Fault::invalid(format!("the request's body is not JSON: {why}")))?;
     Ok(value)
 }
 
+/// As [`json`], for a body whose field `field` may be a text or an object: when it is a bad object, says what is bad about it.
+pub(crate) fn json_with<T: DeserializeOwned, F: DeserializeOwned>(bytes: &[u8], field: &str) -> Answer<T> {
+    json(bytes).map_err(|fault| {
+        let whole: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
+        let part = whole.and_then(|mut whole| whole.get_mut(field).map(serde_json::Value::take));
+        match part.filter(serde_json::Value::is_object).map(serde_path_to_error::deserialize::<_, F>) {
+            Some(Err(why)) => wrong(field, why),
+            _ => fault,
+        }
+    })
+}
+
+fn wrong(within: &str, why: serde_path_to_error::Error<serde_json::Error>) -> Fault {
+    let path = dotted(&format!("{within}.{}", why.path()));
+    let inner = why.into_inner();
+    if inner.is_syntax() || inner.is_eof() {
+        return Fault::invalid(format!("the request's body is not JSON: {inner}"));
+    }
+    // The place in the text says less than the path.
+    let text = inner.to_string();
+    let text = text.split(" at line ").next().unwrap_or(&text);
+    if path.is_empty() { Fault::invalid(text) } else { Fault::field(path, text) }
+}
+
 /// `tools[0].name` as `tools.0.name`, which is how the API writes it.
 fn dotted(path: &str) -> String {
-    path.replace('[', ".").replace(']', "").trim_start_matches('.').trim_end_matches(".?").to_owned()
+    let dotted = path.replace('[', ".").replace(']', "");
+    dotted.split('.').filter(|part| !part.is_empty() && *part != "?").collect::<Vec<_>>().join(".")
 }

@@ -65,7 +65,10 @@ pub enum Error {
 
 /// An answer that says what is wrong with a request, or with this server.
 #[derive(Debug, Clone)]
-pub(crate) struct Fault {
+pub(crate) struct Fault(Box<Facts>);
+
+#[derive(Debug, Clone)]
+struct Facts {
     kind: ErrorType,
     status: StatusCode,
     message: String,
@@ -83,7 +86,13 @@ pub(crate) type Answer<T = Response> = Result<T, Fault>;
 impl Fault {
     pub(crate) fn new(kind: ErrorType, message: impl Into<String>) -> Fault {
         let status = StatusCode::from_u16(kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Fault { kind, status, message: message.into(), details: None, retry: None, retry_after: None, allow: None }
+        let message = message.into();
+        Fault(Box::new(Facts { kind, status, message, details: None, retry: None, retry_after: None, allow: None }))
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Facts)) -> Fault {
+        change(&mut self.0);
+        self
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Fault {
@@ -103,9 +112,9 @@ impl Fault {
         Fault::new(ErrorType::NotFound, message)
     }
 
-    /// A conflict that the same request will meet again (R: SDKs repeat a 409 unless told not to).
+    /// A conflict that the same request will meet again: SDKs repeat a 409 unless told not to.
     pub(crate) fn conflict(message: impl Into<String>) -> Fault {
-        Fault { retry: Some(false), ..Fault::new(ErrorType::Conflict, message) }
+        Fault::new(ErrorType::Conflict, message).retry(false)
     }
 
     pub(crate) fn forbidden(message: impl Into<String>) -> Fault {
@@ -116,20 +125,19 @@ impl Fault {
         Fault::new(ErrorType::Authentication, message)
     }
 
-    /// This server cannot serve now.
+    /// This server cannot serve now; `after` is in seconds.
     pub(crate) fn unavailable(message: impl Into<String>, after: u64) -> Fault {
-        let fault = Fault { retry: Some(true), retry_after: Some(after), ..Fault::new(ErrorType::Api, message) };
-        fault.status(StatusCode::SERVICE_UNAVAILABLE)
+        Fault::new(ErrorType::Api, message).retry(true).retry_after(after).status(StatusCode::SERVICE_UNAVAILABLE)
     }
 
     #[must_use]
     pub(crate) fn status(self, status: StatusCode) -> Fault {
-        Fault { status, ..self }
+        self.with(|facts| facts.status = status)
     }
 
     #[must_use]
     pub(crate) fn message(self, message: impl Into<String>) -> Fault {
-        Fault { message: message.into(), ..self }
+        self.with(|facts| facts.message = message.into())
     }
 
     #[must_use]
@@ -139,44 +147,49 @@ impl Fault {
 
     #[must_use]
     pub(crate) fn details(self, code: &str, extra: Extra) -> Fault {
-        Fault { details: Some(ErrorDetails { error_code: code.to_owned(), extra }), ..self }
+        self.with(|facts| facts.details = Some(ErrorDetails { error_code: code.to_owned(), extra }))
+    }
+
+    fn retry(self, retry: bool) -> Fault {
+        self.with(|facts| facts.retry = Some(retry))
     }
 
     #[must_use]
     pub(crate) fn retry_after(self, seconds: u64) -> Fault {
-        Fault { retry_after: Some(seconds), ..self }
+        self.with(|facts| facts.retry_after = Some(seconds))
     }
 
     #[must_use]
     pub(crate) fn allow(self, methods: Option<HeaderValue>) -> Fault {
-        Fault { allow: methods, ..self }
+        self.with(|facts| facts.allow = methods)
     }
 
     /// The answer as it is sent.
     pub(crate) fn render(&self, request_id: &str) -> Response {
+        let facts = &*self.0;
         let envelope = ErrorEnvelope {
             kind: "error".to_owned(),
             error: ErrorBody {
-                kind: self.kind.as_str().to_owned(),
-                message: self.message.clone(),
-                details: self.details.clone(),
+                kind: facts.kind.as_str().to_owned(),
+                message: facts.message.clone(),
+                details: facts.details.clone(),
                 extra: Extra::new(),
             },
             request_id: Some(request_id.to_owned()),
         };
-        let mut response = crate::routes::json(self.status, &envelope);
+        let mut response = crate::routes::json(facts.status, &envelope);
         let headers = response.headers_mut();
-        if let Some(retry) = self.retry {
+        if let Some(retry) = facts.retry {
             let value = HeaderValue::from_static(if retry { "true" } else { "false" });
             headers.insert(HeaderName::from_static("x-should-retry"), value);
         }
-        if let Some(seconds) = self.retry_after {
+        if let Some(seconds) = facts.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if let Some(allow) = &self.allow {
+        if let Some(allow) = &facts.allow {
             headers.insert(header::ALLOW, allow.clone());
         }
-        if self.kind == ErrorType::Authentication {
+        if facts.kind == ErrorType::Authentication {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
@@ -186,7 +199,7 @@ impl Fault {
 impl IntoResponse for Fault {
     /// Only carries the fault: the outermost layer knows the request's id and renders it.
     fn into_response(self) -> Response {
-        let mut response = self.status.into_response();
+        let mut response = self.0.status.into_response();
         response.extensions_mut().insert(self);
         response
     }
@@ -232,7 +245,7 @@ impl From<EngineError> for Fault {
             EngineError::NoSession => Fault::new(ErrorType::NotFound, "session was not found"),
             EngineError::Refused(refusal) => refusal.into(),
             // Not the client's version but a race: the next try will see the new state.
-            EngineError::Conflict => Fault { retry: Some(true), ..Fault::new(ErrorType::Conflict, why.to_string()) },
+            EngineError::Conflict => Fault::new(ErrorType::Conflict, why.to_string()).retry(true),
             EngineError::Lost | EngineError::ShuttingDown => Fault::unavailable(why.to_string(), 1),
             EngineError::Store(why) => why.into(),
             EngineError::Corrupt(why) => Fault::from(why),

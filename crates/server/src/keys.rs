@@ -37,7 +37,7 @@ impl Secret {
         let mut bytes = Zeroizing::new([0_u8; 32]);
         bytes[..16].copy_from_slice(&palisade_engine::random_bytes());
         bytes[16..].copy_from_slice(&palisade_engine::random_bytes());
-        Secret(Zeroizing::new(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(&*bytes))))
+        Secret(Zeroizing::new(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes.as_slice()))))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
-use palisade_api::{Agent, AgentCreate, AgentId, AgentUpdate, Extra, ModelParam, Patch};
+use palisade_api::{Agent, AgentCreate, AgentId, AgentUpdate, Extra, ModelConfigParam, ModelParam, Patch};
 use palisade_core::batch::{Batch, Key, Kind, Mutation, Precondition, Record};
 use palisade_store::{CommitError, ListQuery, Order};
 use serde_json::{Value, json};
@@ -112,7 +112,7 @@ pub(super) fn model(
 
 async fn create(State(service): Shared, caller: Caller, RawBody(body): RawBody) -> Answer {
     caller.api_only()?;
-    let body: AgentCreate = body::json(&body)?;
+    let body: AgentCreate = body::json_with::<_, ModelConfigParam>(&body, "model")?;
     check_unserved(body.multiagent.as_ref(), body.execution_identity.as_ref())?;
     let now = service.now();
     let agent = Agent {
@@ -182,7 +182,7 @@ async fn versions(State(service): Shared, caller: Caller, Path(id): Path<String>
 
 async fn update(State(service): Shared, caller: Caller, Path(id): Path<String>, RawBody(body): RawBody) -> Answer {
     caller.api_only()?;
-    let body: AgentUpdate = body::json(&body)?;
+    let body: AgentUpdate = body::json_with::<_, ModelConfigParam>(&body, "model")?;
     if body.version == Some(0) {
         return Err(Fault::field("version", "must be at least 1"));
     }

@@ -39,7 +39,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
 
 async fn create(State(service): Shared, caller: Caller, RawBody(body): RawBody) -> Answer {
     caller.api_only()?;
-    let body: SessionCreate = body::json(&body)?;
+    let body: SessionCreate = body::json_with::<_, AgentRefObject>(&body, "agent")?;
     if let Some(title) = &body.title {
         rules::text("title", title, 0, 256)?;
     }
