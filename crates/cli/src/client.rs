@@ -57,6 +57,14 @@ pub(crate) fn bootstrap_file(state_dir: &Path) -> PathBuf {
     state_dir.join("bootstrap.key")
 }
 
+/// Whether this address leads to this machine and nowhere else.
+fn is_loopback(base: &str) -> bool {
+    Url::parse(base).is_ok_and(|url| {
+        let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    })
+}
+
 impl Client {
     /// A client of the server at `base` with this key.
     pub(crate) fn new(base: &str, key: Secret, ca_file: Option<&Path>) -> Outcome<Client> {
@@ -74,7 +82,7 @@ impl Client {
             .connect_timeout(Duration::from_secs(10))
             .tcp_nodelay(true)
             .redirect(reqwest::redirect::Policy::none());
-        if base.host_str().is_some_and(|host| matches!(host, "127.0.0.1" | "localhost" | "[::1]")) {
+        if is_loopback(base.as_str()) {
             // A proxy would see the key, and cannot reach this machine's loopback anyway.
             http = http.no_proxy();
         }
@@ -98,6 +106,12 @@ impl Client {
         })?;
         let key = match &address.key {
             Some(source) => source.read("the API key")?,
+            // The key of this machine's server is for this machine's server.
+            None if !is_loopback(&base) => {
+                return Err(Failure::new("no API key is known")
+                    .why(format!("{base} is not on this machine, so the key in the state directory is not for it"))
+                    .fix("name a file with --api-key-file or a variable with --api-key-env"));
+            }
             None => {
                 let path = bootstrap_file(&address.state_dir);
                 Source::File(path).read("the API key").map_err(|failure| {
@@ -108,20 +122,24 @@ impl Client {
         Client::new(&base, key, address.ca_file.as_deref())
     }
 
-    /// Where the server is.
-    pub(crate) fn base(&self) -> &Url {
-        &self.base
-    }
-
     fn url(&self, path: &str) -> Outcome<Url> {
         let joined = format!("{}{path}", self.base.as_str().trim_end_matches('/'));
         Url::parse(&joined).context(format!("{path} is no path of the API"))
     }
 
-    fn request(&self, method: Method, path: &str) -> Outcome<reqwest::RequestBuilder> {
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Outcome<reqwest::RequestBuilder> {
+        let mut url = self.url(path)?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
         Ok(self
             .http
-            .request(method, self.url(path)?)
+            .request(method, url)
             .header("x-api-key", self.key.expose())
             .header("anthropic-version", VERSION)
             .header("anthropic-beta", BETA))
@@ -157,10 +175,7 @@ impl Client {
         query: &[(&str, String)],
         body: Option<&Value>,
     ) -> Outcome<Value> {
-        let mut request = self.request(method, path)?.timeout(Duration::from_secs(60));
-        if !query.is_empty() {
-            request = request.query(query);
-        }
+        let mut request = self.request(method, path, query)?.timeout(Duration::from_secs(60));
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -218,11 +233,10 @@ impl Client {
 
     /// Opens a session's stream. Events are those that are emitted from now on.
     pub(crate) async fn stream(&self, session: &str, deltas: bool) -> Outcome<Stream> {
-        let mut request = self.request(Method::GET, &format!("/v1/sessions/{session}/events/stream"))?;
-        request = request.header("accept", "text/event-stream");
-        if deltas {
-            request = request.query(&[("event_deltas[]", "agent.message")]);
-        }
+        let previews = [("event_deltas[]", "agent.message".to_owned())];
+        let query = if deltas { previews.as_slice() } else { &[] };
+        let request = self.request(Method::GET, &format!("/v1/sessions/{session}/events/stream"), query)?;
+        let request = request.header("accept", "text/event-stream");
         let response = self.answer("follow the session", request).await?;
         let bytes = response.bytes_stream().map(|piece| piece.map(|bytes| bytes.to_vec()));
         Ok(Stream { bytes: Box::pin(bytes), buffer: Vec::new(), scanned: 0, event: String::new(), data: String::new() })

@@ -81,11 +81,10 @@ impl Running {
         })
         .await
         .context("the engine cannot be started")?;
-        let mut options = palisade_server::Options::new(state_dir.clone());
+        let mut options = palisade_server::Options::new(setup.listen, state_dir.clone());
         let scheme = if setup.tls.is_some() { "https" } else { "http" };
-        options.listen = setup.listen;
         options.tls =
-            setup.tls.map(|(certificate, key)| palisade_server::Tls { certificate, key });
+            setup.tls.map(|(cert, key)| palisade_server::Tls { cert, key });
         options.allow_plaintext = setup.allow_plaintext;
         let server = Server::bind(options, engine.clone()).await.context("the server cannot be started")?;
         let bootstrap = palisade_server::keys::bootstrap(&*store, &state_dir, clock.now())

@@ -90,7 +90,7 @@ pub(crate) async fn run(args: &RunArgs, out: Output) -> Outcome {
     if !out.is_json() {
         note(format!("session {id}"));
     }
-    let ending = follow(&client, &id, &args.prompt, out).await;
+    let ending = follow(&client, &id, &args.prompt, &mut Screen::new(out), out).await;
     if made {
         // A session keeps the agent it was made with. That a clean-up failed is worth a word and no more.
         if let Err(failure) = client.post("archive the agent", &format!("/v1/agents/{agent}/archive"), &json!({})).await
@@ -111,9 +111,14 @@ async fn create_agent(args: &RunArgs, client: &Client) -> Outcome<String> {
 }
 
 /// Sends the prompt and follows the session until the turn that it starts has ended.
-async fn follow(client: &Client, session: &str, prompt: &str, out: Output) -> Outcome<Ending> {
+pub(crate) async fn follow(
+    client: &Client,
+    session: &str,
+    prompt: &str,
+    screen: &mut Screen,
+    out: Output,
+) -> Outcome<Ending> {
     let mut events = Follow::open(client, session, true).await?;
-    let mut screen = Screen::new(out);
     let path = format!("/v1/sessions/{session}/events");
     let sent = client.post("send the prompt", &path, &json!({"events": [message(prompt)]})).await?;
     let prompt_id = text(&sent["data"][0], "id");

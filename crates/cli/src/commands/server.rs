@@ -57,6 +57,13 @@ pub(crate) struct ModelArgs {
     /// A scripted model (YAML or JSON), served as `scripted:NAME`; the first one also as `scripted`. May be given again.
     #[arg(long, value_name = "FILE", help_heading = "Models")]
     pub(crate) script: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) provider: ProviderArgs,
+}
+
+/// The Messages API, as a provider of models.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProviderArgs {
     /// A file that holds the key of the Messages API, which then serves every other model.
     #[arg(long, value_name = "FILE", conflicts_with = "anthropic_key_env", help_heading = "Models")]
     anthropic_key_file: Option<PathBuf>,
@@ -76,6 +83,18 @@ impl ModelArgs {
             let what = format!("the script {} cannot be used", path.display());
             models = with_script(models, Script::load(path).context(what)?, number == 0);
         }
+        self.provider.serve(models)
+    }
+}
+
+impl ProviderArgs {
+    /// Whether a provider was named.
+    pub(crate) fn is_given(&self) -> bool {
+        self.anthropic_key_file.is_some() || self.anthropic_key_env.is_some() || self.anthropic_base_url.is_some()
+    }
+
+    /// Has the provider, if one was named, serve every other model.
+    pub(crate) fn serve(&self, models: Models) -> Outcome<Models> {
         let key = match (&self.anthropic_key_file, &self.anthropic_key_env) {
             (Some(path), _) => Some(KeySource::File(path.clone()).read().context("no model provider")?),
             (None, Some(name)) => {

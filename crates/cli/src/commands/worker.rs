@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use palisade_api::EnvironmentId;
-use palisade_sandbox::{Limits, Native, Rootfs};
+use palisade_sandbox::{Facility, Limits, Native, Report, Rootfs, Status};
 use palisade_worker::{Mode, Observation, Observer, Options, Summary, Worker};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -191,7 +191,7 @@ fn told(observation: &Observation) -> Option<(Value, String)> {
         Observation::Claimed { work, session } => {
             (json!({"type": "claimed", "work": work, "session": session}), format!("{session} claimed ({work})"))
         }
-        Observation::SandboxStarted { session, took } => {
+        Observation::SandboxStarted { session, took, .. } => {
             let ms = millis(took);
             let line = format!("{session} sandbox started in {ms} ms");
             (json!({"type": "sandbox_started", "session": session, "took_ms": ms}), line)
@@ -235,6 +235,15 @@ fn told(observation: &Observation) -> Option<(Value, String)> {
         // Starts and posts are told by what follows them.
         _ => return None,
     })
+}
+
+/// What a sandbox was to be kept in by and is not, as this machine does not have it.
+pub(crate) fn missing(report: &Report) -> Vec<String> {
+    let unavailable = |(facility, status): (&Facility, &Status)| match status {
+        Status::Unavailable(why) => Some(format!("{facility} ({why})")),
+        Status::Enforced(_) | Status::Unused => None,
+    };
+    report.facilities.iter().filter_map(unavailable).collect()
 }
 
 /// Why a worker did not start or gave up. Its own errors say what to do.

@@ -1,0 +1,15 @@
+# The network: a service on the host's loopback, an address outside, a name, and a datagram.
+if [ "$(grep -c : /proc/net/dev 2>/dev/null)" = 1 ]; then alone=namespace; else alone=unknown; fi
+worked=no
+said=$( (exec 3<>/dev/tcp/127.0.0.1/@TCP_PORT@) 2>&1 ) && worked=yes
+verdict network_tcp "$worked" "$alone"
+worked=no
+said=$( (exec 3<>/dev/tcp/192.0.2.1/443) 2>&1 ) && worked=yes
+verdict network_outside "$worked" "$(layer_of "$said")"
+worked=no
+timeout 2 getent ahosts example.com >/dev/null 2>&1 && worked=yes
+verdict network_dns "$worked" "$alone"
+worked=no
+{ exec 3<>/dev/udp/127.0.0.1/@UDP_PORT@ && echo ping >&3 && read -r -t 0.3 -u 3 reply && worked=yes; } 2>/dev/null
+exec 3>&- 2>/dev/null
+verdict network_udp "$worked" "$alone"

@@ -1,0 +1,15 @@
+# Shared by the attempts: what is printed is judged by what really happened, and the layer by what the kernel said.
+layer_of() {
+  case "$1" in
+    *'Read-only file system'*|*'No such file or directory'*|*'Not a directory'*) echo mount ;;
+    *'Network is unreachable'*|*'Connection refused'*|*'Cannot assign requested address'*) echo namespace ;;
+    *'Operation not permitted'*) echo capabilities ;;
+    *'Permission denied'*) echo permissions ;;
+    *'Function not implemented'*|*'Bad system call'*) echo seccomp ;;
+    *'Resource temporarily unavailable'*) echo limit ;;
+    *) echo unknown ;;
+  esac
+}
+verdict() { # name, yes when it worked, layer
+  if [ "$2" = yes ]; then echo "attempt=$1 outcome=SUCCEEDED layer=none"; else echo "attempt=$1 outcome=refused layer=$3"; fi
+}

@@ -1,0 +1,3 @@
+//! Tests that take long or much; the runner gives them a place of their own.
+
+mod chaos;
