@@ -3,6 +3,7 @@
 //! *A finished result is posted again, never recomputed; a call whose end is unknown is never run again.* `started` is
 //! written before a call with effects begins, `result` before it is posted, `settled` when the control plane has it.
 //! A written record survives the end of the process at any instant; [`Journal::sync`] makes it survive the machine's.
+//! A call that begins less than a few milliseconds before the machine loses power may thus be run again afterwards.
 //!
 //! Architecture invariant: the file is held under an exclusive lock for as long as a work item of the session is served,
 //! so that two items of one session, in this process or another on this host, never share a workspace at one time.

@@ -4,6 +4,8 @@
 //! arrival and its start, and between its end and its post, nothing is waited for.
 
 use std::collections::{HashMap, HashSet};
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +28,10 @@ use crate::wire::Event;
 
 /// How much longer than its own limit a tool is waited for, so that the sandbox's own message about it comes first.
 const OVERRUN: Duration = Duration::from_secs(20);
+
+/// A record survives the worker's end from the moment it is written. It is forced to the disk, to survive the machine's,
+/// only when what it is about lasts longer than this: most calls and posts are over before the disk has answered.
+const MOMENT: Duration = Duration::from_millis(3);
 
 /// Why the worker is done with the session.
 #[derive(Debug)]
@@ -415,13 +421,7 @@ async fn run(context: Context, call: Call) -> Finished {
     let began = Instant::now();
     let limit = context.tool_timeout + OVERRUN;
     let tool = tokio::time::timeout(limit, context.hands.run(&call.name, call.input, context.tool_timeout));
-    // The record is written; forcing it to the disk overlaps with the tool and is over before the result leaves.
-    let synced = async {
-        if record && let Err(error) = context.journal.sync().await {
-            tracing::warn!(session = &*context.session, %error, "the journal could not be forced to the disk");
-        }
-    };
-    let (outcome, ()) = tokio::join!(tool, synced);
+    let outcome = if record { alongside(tool, force(&context)).await } else { tool.await };
     let (event, is_error) = match outcome {
         Ok(Ok(output)) => (answer::result_event(&call.id, output.content, output.is_error), output.is_error),
         Ok(Err(text)) => (answer::error_event(&call.id, &text), true),
@@ -430,10 +430,8 @@ async fn run(context: Context, call: Call) -> Finished {
     Finished { event, is_error, took: began.elapsed(), record }
 }
 
-/// Posts one result until it is accepted, refused for good, or out of time.
-///
-/// A recorded result is written to the journal before it leaves; forcing it to the disk overlaps with the request. Either
-/// one is enough: what the control plane accepted is in its history, what reached the disk is posted again.
+/// Posts one result until it is accepted, refused for good, or out of time. A recorded result is in the journal before it
+/// leaves; what the control plane accepts is in its history and needs no disk of ours.
 async fn post(context: Context, call: String, event: Arc<str>, record: bool) -> (String, Posted) {
     if !record {
         let posted = deliver(&context, &call, &event).await;
@@ -442,12 +440,26 @@ async fn post(context: Context, call: String, event: Arc<str>, record: bool) -> 
     if let Err(error) = context.journal.result(&call, &event) {
         tracing::warn!(session = &*context.session, call, %error, "result could not be recorded; posting it all the same");
     }
-    let synced = context.journal.sync();
-    let (posted, synced) = tokio::join!(deliver(&context, &call, &event), synced);
-    if let Err(error) = synced {
+    let posted = alongside(deliver(&context, &call, &event), force(&context)).await;
+    (call, posted)
+}
+
+/// Forces the journal to the disk after a moment.
+async fn force(context: &Context) {
+    tokio::time::sleep(MOMENT).await;
+    if let Err(error) = context.journal.sync().await {
         tracing::warn!(session = &*context.session, %error, "the journal could not be forced to the disk");
     }
-    (call, posted)
+}
+
+/// Waits for the first, and drives the second until then.
+async fn alongside<T>(first: impl Future<Output = T>, second: impl Future<Output = ()>) -> T {
+    let (mut first, second) = (pin!(first), pin!(second));
+    tokio::select! {
+        biased;
+        value = &mut first => value,
+        () = second => first.await,
+    }
 }
 
 async fn deliver(context: &Context, call: &str, event: &str) -> Posted {
