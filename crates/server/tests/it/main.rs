@@ -2,8 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod auth;
+mod bad_input;
 mod lists;
+mod objects;
 mod rig;
+mod serving;
 mod sessions;
 mod streams;
 mod work;

@@ -24,7 +24,7 @@ pub(crate) struct Rig {
     pub(crate) base: String,
     pub(crate) api: String,
     pub(crate) http: reqwest::Client,
-    pub(crate) dir: TempDir,
+    _dir: TempDir,
     stop: CancellationToken,
     running: Option<JoinHandle<()>>,
 }
@@ -103,7 +103,7 @@ impl Rig {
         let now = engine.clock().now();
         let (_, api) = keys::create(&*store, KeyKind::Api, "test", now).await.unwrap();
         let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
-        Rig { engine, base, api: api.expose().to_owned(), http, dir, stop, running: Some(running) }
+        Rig { engine, base, api: api.expose().to_owned(), http, _dir: dir, stop, running: Some(running) }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -175,6 +175,18 @@ impl Rig {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("{kind} did not come: {:#?}", self.events(session).await);
+    }
+
+    /// Waits until the newest event is of this type.
+    pub(crate) async fn until_last(&self, session: &str, kind: &str) {
+        for _ in 0..1000 {
+            let newest = self.get(&format!("/v1/sessions/{session}/events?order=desc&limit=1")).await.ok();
+            if newest["data"][0]["type"] == kind {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{kind} did not come");
     }
 
     pub(crate) async fn stream(&self, key: &str, session: &str, query: &str) -> Stream {
