@@ -1,4 +1,10 @@
-//! The built command, as its users see it.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+//! The built binary, as people and programs see it.
 
-mod heavy;
+mod answers;
+mod demo;
+mod errors;
+mod help;
+mod keys;
+mod lifecycle;
+mod rig;
+mod sessions;

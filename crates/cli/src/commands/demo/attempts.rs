@@ -70,7 +70,12 @@ pub(super) fn commands(targets: &Targets<'_>) -> Vec<(&'static str, String)> {
             .replace("@FORKS@", &targets.forks.to_string())
             .replace("@NONCE@", targets.nonce)
     };
-    COMMANDS.iter().map(|(name, text)| (*name, format!("(\n{PREAMBLE}{}\n)", fill(text)))).collect()
+    let command = |text: &str| {
+        // What it is about goes first, where people who watch see it.
+        let (title, body) = text.split_once('\n').unwrap_or((text, ""));
+        format!("{}\n(\n{PREAMBLE}{}\n)", fill(title), fill(body))
+    };
+    COMMANDS.iter().map(|(name, text)| (*name, command(text))).collect()
 }
 
 /// What became of an attempt.

@@ -174,7 +174,9 @@ async fn sessions_outlive_every_kill() {
             running.push(id);
         }
         if done < kills {
-            tokio::time::sleep(Duration::from_micros(random.below(120_000))).await;
+            // Shortly after the last kill, in the middle of things, and after a lapsed lease has come round again.
+            let span = [20_000, 300_000, 3_000_000][usize::try_from(random.below(3)).unwrap()];
+            tokio::time::sleep(Duration::from_micros(random.below(span))).await;
             done += 1;
             if random.below(2) == 0 {
                 server.take().unwrap().kill();

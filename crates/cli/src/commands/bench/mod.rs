@@ -1,0 +1,175 @@
+//! `palisade bench`: what this machine makes of it.
+
+mod dispatch;
+mod events;
+mod figure;
+mod memory;
+mod rig;
+mod sandbox;
+mod sse;
+mod tool_call;
+mod worker;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Args;
+
+use self::figure::Figure;
+use crate::local;
+use crate::output::{Context as _, Failure, Outcome, Output, note};
+
+/// Measure this machine, side by side with the official workers where they are installed.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+How each figure is measured. Medians unless it says otherwise; what comes first, while caches fill, is left out. Server and \
+workers are child processes, started as an operator would, and speak HTTP over loopback; the database is SQLite with \
+synchronous=FULL.
+
+sandbox.cold_p50_ms: from asking the native driver for a sandbox to the first byte that `echo` in it prints. \
+with_end_p50_ms counts the sandbox's end too. Peer: the same command in `bwrap --unshare-all`, which has no cgroup, no \
+seccomp filter and no Landlock, where bubblewrap is installed.
+
+tool_call.p50_ms: one session whose scripted model asks for `true` again and again, in a warm sandbox with a warm shell. \
+From `agent.tool_use` to the first sight of its `user.tool_result`, both as they arrive on a stream of a third party. \
+Peers: the official Python and TypeScript workers, on the same server with the same script, one after the other. They run \
+commands without a sandbox.
+
+dispatch.first_result_p50_ms: from sending `create session` with a message to the sight of the first `user.tool_result` \
+on the session's stream: model request, claim, cold sandbox, cold shell and posting included. Sessions one after the other, \
+each with a sandbox of its own.
+
+events.durable_per_s: that many sessions commit to the store at the same time, each one batch after the other: its record \
+of 1.5 KB and 4 events of 400 bytes. Events that were acknowledged as durable, by second. No HTTP.
+
+sse.p99_ms: so many open streams, ten on each session; clients send events to idle sessions, so that the server emits \
+`events_per_s` events in a second, each to ten streams (`deliveries_per_s`). From before the client's request is written to \
+the arrival at each stream; what shares the machine, the readers too, counts. sse.rss_mib: resident memory of the server \
+then, the streams and their sessions included.
+
+worker.idle_rss_mib: resident memory of a worker that waits for work. worker.session_rss_mib: what 20 sessions that have \
+each run a command and are idle add to the private memory of the worker and all processes of its sandboxes, by session; \
+bash_mib, cell_mib and worker_mib are its parts. Pages that processes share (programs, libraries) are not counted. Root \
+only.")]
+pub(crate) struct BenchArgs {
+    /// Only the figures whose names begin so, such as `sandbox,sse.p99`.
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Fewer rounds: a first look in under a minute.
+    #[arg(long)]
+    quick: bool,
+    /// Where databases are put; must be a real disk [default: target, or the current directory].
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Where the programs are that start the official workers.
+    #[arg(long, value_name = "DIR", default_value = "compat")]
+    compat: PathBuf,
+    /// The Python that the official SDK is installed for.
+    #[arg(long, value_name = "PROGRAM", env = "PALISADE_BENCH_PYTHON", default_value = "target/compat/venv/bin/python")]
+    python: PathBuf,
+}
+
+/// What is to be measured, and where.
+struct Plan {
+    only: Vec<String>,
+    quick: bool,
+    place: PathBuf,
+    compat: PathBuf,
+    python: PathBuf,
+}
+
+impl Plan {
+    fn wants(&self, figure: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|prefix| figure.starts_with(prefix.as_str()))
+    }
+
+    /// The one for a full run, or the one for a quick one.
+    fn pick<T>(&self, full: T, quick: T) -> T {
+        if self.quick { quick } else { full }
+    }
+}
+
+/// The figures, in the order in which they are measured.
+const FAMILIES: [(&str, &[&str]); 6] = [
+    ("sandbox", &["sandbox.cold_p50_ms"]),
+    ("tool_call", &["tool_call.p50_ms"]),
+    ("dispatch", &["dispatch.first_result_p50_ms"]),
+    ("events", &["events.durable_per_s"]),
+    ("sse", &["sse.p99_ms", "sse.rss_mib"]),
+    ("worker", &["worker.idle_rss_mib", "worker.session_rss_mib"]),
+];
+
+pub(crate) async fn run(args: &BenchArgs, out: Output) -> Outcome {
+    // Thousands of streams are as many open files.
+    local::harden();
+    let place = args.dir.clone().unwrap_or_else(|| {
+        let target = PathBuf::from("target");
+        if target.is_dir() { target } else { PathBuf::from(".") }
+    });
+    let place = place.canonicalize().context(format!("the directory {} cannot be used", place.display()))?;
+    warn_of_memory(&place);
+    let plan = Plan {
+        only: args.only.clone(),
+        quick: args.quick,
+        place,
+        compat: args.compat.clone(),
+        python: args.python.clone(),
+    };
+    let known = |prefix: &String| FAMILIES.iter().flat_map(|(_, names)| *names).any(|name| name.starts_with(prefix.as_str()));
+    if let Some(unknown) = plan.only.iter().find(|prefix| !known(prefix)) {
+        let names: Vec<_> = FAMILIES.iter().flat_map(|(_, names)| *names).copied().collect();
+        return Err(Failure::new("nothing can be measured")
+            .why(format!("no figure's name begins with {unknown:?}"))
+            .fix(format!("choose from {}", names.join(", "))));
+    }
+    if cfg!(debug_assertions) {
+        note("note: this is a debug build; its figures say nothing about a release");
+    }
+    let (mut rows, mut failed) = (Vec::new(), Vec::new());
+    for (family, names) in FAMILIES {
+        if !names.iter().any(|name| plan.wants(name)) {
+            continue;
+        }
+        let begun = Instant::now();
+        note(format!("measuring {family} …"));
+        let figures = match family {
+            "sandbox" => sandbox::measure(&plan).await,
+            "tool_call" => tool_call::measure(&plan).await,
+            "dispatch" => dispatch::measure(&plan).await,
+            "events" => events::measure(&plan).await,
+            "sse" => sse::measure(&plan).await,
+            _ => worker::measure(&plan).await,
+        };
+        match figures {
+            Ok(figures) => rows.extend(figures.iter().filter(|f| plan.wants(f.name())).map(|f| f.show(out))),
+            // The others can be measured all the same.
+            Err(failure) => {
+                failure.report_as_warning();
+                failed.push(family);
+            }
+        }
+        note(format!("measured {family} in {:.1} s", begun.elapsed().as_secs_f64()));
+    }
+    out.table(&["figure", "value", "unit", "peer", "better", "of which"], &rows);
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(Failure::new(format!("not everything could be measured: {} is missing", failed.join(", ")))
+        .why("see the warnings above")
+        .fix("`palisade doctor` checks this machine"))
+}
+
+/// The value of a figure that cannot be without one.
+fn measured(value: Option<f64>, figure: &str) -> Outcome<f64> {
+    value.ok_or_else(|| Failure::new(format!("{figure} cannot be measured")).why("nothing came to its end"))
+}
+
+/// Says when what is called durable would only be in memory.
+fn warn_of_memory(place: &Path) {
+    /// `TMPFS_MAGIC` of linux/magic.h.
+    const TMPFS: u64 = 0x0102_1994;
+    if rustix::fs::statfs(place).is_ok_and(|found| found.f_type.cast_unsigned() == TMPFS) {
+        note(format!("warning: {} is in memory; name a disk with --dir or no figure means anything", place.display()));
+    }
+}

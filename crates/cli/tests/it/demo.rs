@@ -1,0 +1,50 @@
+//! The demo does what it says, or says that it does not.
+
+use std::process::Command;
+
+use crate::rig::{Rig, objects};
+
+#[test]
+fn the_demo_surveys_a_repository_and_is_refused_everything_else() {
+    let rig = Rig::new();
+    let output = rig.run(&["demo", "--output", "json", "--out", "report.md"]);
+    let lines = objects(&String::from_utf8(output.stdout).unwrap());
+    let summary = lines.last().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{summary}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!((&summary["type"], &summary["ok"]), (&"summary".into(), &true.into()));
+    assert!(summary["sandbox_start_ms"].as_f64().unwrap() > 0.0);
+    let attempts = summary["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 13);
+    for attempt in attempts {
+        assert_eq!(attempt["refused"], true, "{attempt}");
+        assert!(!["unknown", "none", "not attempted"].contains(&attempt["layer"].as_str().unwrap()), "{attempt}");
+    }
+    for tool in ["bash", "read", "write", "edit", "glob", "grep"] {
+        assert!(lines.iter().any(|line| line["type"] == "agent.tool_use" && line["name"] == tool), "{tool}");
+    }
+    let report = std::fs::read_to_string(rig.path("report.md")).unwrap();
+    assert!(report.contains("Status: final") && report.contains("TODO: take the name"), "{report}");
+
+    // Nothing stays but the report, and it is not replaced.
+    let left: Vec<_> = std::fs::read_dir(rig.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert_eq!(rig.run(&["demo", "--out", "report.md"]).status.code(), Some(1));
+}
+
+#[test]
+fn the_demo_takes_what_git_knows_of_a_repository() {
+    let rig = Rig::new();
+    let repo = rig.path("repo");
+    std::fs::create_dir_all(repo.join("target")).unwrap();
+    std::fs::write(repo.join(".gitignore"), "target/\nignored\n").unwrap();
+    std::fs::write(repo.join("README.md"), "# Tracked\n").unwrap();
+    std::fs::write(repo.join("ignored"), "FIXME ignored\n").unwrap();
+    std::fs::write(repo.join("target/built"), "FIXME built\n").unwrap();
+    std::fs::write(repo.join("new.txt"), "FIXME new\n").unwrap();
+    let git = Command::new("git").arg("init").arg("-q").arg(&repo).status().unwrap();
+    assert!(git.success());
+    let said = rig.text(&["demo", "--repo", repo.to_str().unwrap(), "--out", "report.md"]);
+    assert!(said.contains("(3 files)"), "{said}");
+    let report = std::fs::read_to_string(rig.path("report.md")).unwrap();
+    assert!(report.contains("FIXME new") && !report.contains("FIXME ignored") && !report.contains("FIXME built"));
+}
