@@ -105,7 +105,12 @@ class Server:
 
     def __init__(self, state: Path, *arguments: str) -> None:
         self.state = state
-        command: list[str | Path] = [BINARY, "server", "--state-dir", state, "--listen", "127.0.0.1:0", *arguments]
+        self.arguments = arguments
+        self._start("127.0.0.1:0")
+
+    def _start(self, listen: str) -> None:
+        state = self.state
+        command: list[str | Path] = [BINARY, "server", "--state-dir", state, "--listen", listen, *self.arguments]
         for script in SCRIPTS:
             command += ["--script", script]
         self.child = Child("server", command)
@@ -130,6 +135,11 @@ class Server:
     def worker_client(self, environment_id: str) -> Anthropic:
         """A client that holds an environment key instead of an API key."""
         return self.client(api_key=None, auth_token=self.environment_key(environment_id))
+
+    def kill_and_restart(self) -> None:
+        """SIGKILL, and the same again on the same state and address, so that clients find it where it was."""
+        self.child.kill()
+        self._start(self.base_url.removeprefix("http://"))
 
     def stop(self) -> None:
         self.child.stop()

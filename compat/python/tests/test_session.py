@@ -170,6 +170,30 @@ def test_interrupt_closes_the_pending_call(client, start):
     assert_gapless(events)
 
 
+def test_interrupt_in_the_middle_of_a_reply(client, environment, make_agent):
+    """The preview ends without a final event, the request is closed as a failure, and the turn is over."""
+    session = client.beta.sessions.create(agent=make_agent("talker").id, environment_id=environment.id)
+    snapshot, seen = None, []
+    with client.beta.sessions.events.stream(session.id, event_deltas=["agent.message"]) as stream:
+        client.beta.sessions.events.send(session.id, events=[message("speak")])
+        for event in stream:
+            seen.append(event)
+            snapshot = accumulate_managed_agents_event(snapshot, event)
+            if event.type == "event_delta" and len(of_type(seen, "event_delta")) == 3:
+                client.beta.sessions.events.send(session.id, events=[{"type": "user.interrupt"}])
+            if event.type == "session.status_idle":
+                break
+    assert text_of(snapshot).startswith("Thi") and of_type(seen, "agent.message") == []
+    (end,) = of_type(seen, "span.model_request_end")
+    (begin,) = of_type(seen, "span.model_request_start")
+    assert end.model_request_start_id == begin.id and end.is_error
+    assert seen[-1].stop_reason.type == "end_turn" and seen[-2].type == "session.usage"
+    sent = client.beta.sessions.events.send(session.id, events=[message("still there?")])
+    events = wait_idle(client, session.id, "end_turn", after=len(history(client, session.id)) - 1)
+    assert sent.data[0].id in [event.id for event in events]
+    assert_gapless(events)
+
+
 def test_deleted_session_ends_its_streams(client, environment, make_agent):
     session = client.beta.sessions.create(agent=make_agent("greeter").id, environment_id=environment.id)
     with client.beta.sessions.events.stream(session.id) as stream:

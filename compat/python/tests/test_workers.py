@@ -8,6 +8,7 @@ import pytest
 from anthropic import AsyncAnthropic, beta_async_tool
 
 from harness import (
+    Server,
     assert_gapless,
     eventually,
     history,
@@ -105,6 +106,79 @@ def test_our_worker_serves_a_session(server, client, environment, start, childre
     worker = palisade_worker(server, environment.id, tmp_path)
     children.append(worker)
     assert_built(wait_idle(client, session.id, "end_turn", child=worker))
+
+
+@pytest.mark.parametrize(("first", "second"), [(official_worker, palisade_worker), (palisade_worker, official_worker)])
+def test_one_kind_of_worker_takes_over_from_the_other(
+    first, second, server, client, environment, start, children, tmp_path
+):
+    session = start("napper")
+    victim = first(server, environment.id, tmp_path / "one")
+    children.append(victim)
+    # A sandbox shows no marks outside, so all that is waited for is that the session is held.
+    eventually(lambda: "active" in states(server, environment), "the session is held", child=victim)
+    victim.kill()
+    heir = second(server, environment.id, tmp_path / "two")
+    children.append(heir)
+    events = wait_idle(client, session.id, "end_turn", child=heir)
+    (result,) = answers(events).values()
+    assert text_of(result).strip() == "rested" and not result.is_error
+    assert_gapless(events)
+
+
+def states(server, environment):
+    """The states of the environment's work items, as a worker sees them."""
+    with server.worker_client(environment.id) as worker:
+        return [item.state for item in worker.beta.environments.work.list(environment.id)]
+
+
+def test_the_official_worker_outlives_its_server(children, tmp_path):
+    """SIGKILL to the server in the middle of a session: the SDK's worker and client go on with the next process."""
+    server = Server(tmp_path / "state", "--lease-ttl", "10")
+    children.append(server)
+    with server.client() as client:
+        environment = client.beta.environments.create(name="home", config={"type": "self_hosted"})
+        agent = client.beta.agents.create(
+            model="scripted:clerk", name="clerk", tools=[{"type": "agent_toolset_20260401"}]
+        )
+        session = client.beta.sessions.create(
+            agent=agent.id, environment_id=environment.id, initial_events=[message("begin")]
+        )
+        worker = official_worker(server, environment.id, tmp_path)
+        children.append(worker)
+        for answered in (1, 3):
+            eventually(
+                lambda: len(of_type(history(client, session.id), "user.tool_result")) >= answered,
+                f"{answered} results",
+                child=worker,
+            )
+            before = history(client, session.id)
+            server.kill_and_restart()
+            after = history(client, session.id)
+            assert [event.id for event in after][: len(before)] == [event.id for event in before], "nothing is lost"
+        events = wait_idle(client, session.id, "end_turn", child=worker)
+        assert len(answers(events)) == 4
+        assert text_of(of_type(events, "agent.message")[-1]).startswith("The log has ")
+        assert_gapless(events)
+
+
+def test_a_late_result_does_no_harm(server, client, environment, start, children, tmp_path):
+    """An interrupt closes the call; what the worker posts for it later is taken and changes nothing."""
+    session = start("sleeper")
+    worker = official_worker(server, environment.id, tmp_path)
+    children.append(worker)
+    mark = tmp_path / "work/started"
+    eventually(mark.exists, "the call has begun", child=worker)
+    client.beta.sessions.events.send(session.id, events=[{"type": "user.interrupt"}])
+    events = wait_idle(client, session.id, "end_turn", child=worker)
+    (closed,) = of_type(events, "agent.tool_result")
+    assert closed.is_error
+    mark.unlink()
+    # The worker posts its result, and is there for the next turn.
+    client.beta.sessions.events.send(session.id, events=[message("and now?")])
+    events = wait_idle(client, session.id, "end_turn", after=len(events), child=worker)
+    assert text_of(of_type(events, "agent.message")[-1]) == "Survived."
+    assert_gapless(events)
 
 
 def test_the_tool_runner_answers_custom_tools(server, client, environment, start):

@@ -6,6 +6,8 @@ import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { after, afterEach, before, beforeEach, test } from 'node:test';
 
+import { betaTool } from '@anthropic-ai/sdk/helpers/beta/json-schema';
+
 import {
   Server,
   assertGapless,
@@ -108,4 +110,19 @@ test('our worker serves a session', async () => {
   const session = await startSession(client, environment.id, 'builder');
   const child = await worker('palisadeWorker', 'ours');
   assertBuilt(await waitIdle(client, session.id, 'end_turn', { child }));
+});
+
+test('the tool runner answers custom tools', async () => {
+  const inputSchema = { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] };
+  const about = { name: 'get_weather', description: 'The weather of a place.' };
+  const session = await startSession(client, environment.id, 'weather', {
+    tools: [{ type: 'custom', ...about, input_schema: inputSchema }],
+  });
+  const tool = betaTool({ ...about, inputSchema, run: ({ city }) => `snow in ${city}` });
+  const names = [];
+  const runner = client.beta.sessions.events.toolRunner(session.id, { tools: [tool], maxIdleMs: 500 });
+  for await (const call of runner) names.push(call.name);
+  assert.deepEqual(names, ['get_weather']);
+  const events = await waitIdle(client, session.id, 'end_turn');
+  assert.match(textOf(ofType(events, 'agent.message').at(-1)), /snow in Oslo/);
 });
