@@ -141,7 +141,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = Fault;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Caller, Fault> {
-        // The outermost layer puts it there for every path below /v1.
+        // The outermost layer puts it there for every path that is not open.
         parts.extensions.get::<Caller>().cloned().ok_or_else(|| Fault::unauthenticated("no credential"))
     }
 }

@@ -107,6 +107,17 @@ pub(crate) fn json_with<T: DeserializeOwned, F: DeserializeOwned>(bytes: &[u8], 
     })
 }
 
+/// Refuses null for fields that cannot be cleared.
+pub(crate) fn not_null(bytes: &[u8], fields: &[&str]) -> Answer<()> {
+    let whole: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
+    let null =
+        |field: &&&str| whole.as_ref().and_then(|whole| whole.get(**field)).is_some_and(serde_json::Value::is_null);
+    fields
+        .iter()
+        .find(null)
+        .map_or(Ok(()), |field| Err(Fault::field(field, "cannot be cleared: leave it out to keep it")))
+}
+
 fn wrong(within: &str, why: serde_path_to_error::Error<serde_json::Error>) -> Fault {
     let path = dotted(&format!("{within}.{}", why.path()));
     let inner = why.into_inner();

@@ -121,7 +121,8 @@ impl Server {
             limiter: Limiter::new(options.rate_limit),
             metrics: HttpMetrics::new(),
             max_body: options.max_body,
-            ping: options.ping,
+            // A stream that never paused would be nothing but pings.
+            ping: options.ping.max(Duration::from_millis(1)),
             rotate: options.rotate_streams,
             shutdown: CancellationToken::new(),
             catalog: RwLock::new(()),

@@ -180,9 +180,10 @@ async fn versions(State(service): Shared, caller: Caller, Path(id): Path<String>
     ok(&page)
 }
 
-async fn update(State(service): Shared, caller: Caller, Path(id): Path<String>, RawBody(body): RawBody) -> Answer {
+async fn update(State(service): Shared, caller: Caller, Path(id): Path<String>, RawBody(bytes): RawBody) -> Answer {
     caller.api_only()?;
-    let body: AgentUpdate = body::json_with::<_, ModelConfigParam>(&body, "model")?;
+    let body: AgentUpdate = body::json_with::<_, ModelConfigParam>(&bytes, "model")?;
+    body::not_null(&bytes, &["name", "model"])?;
     if body.version == Some(0) {
         return Err(Fault::field("version", "must be at least 1"));
     }

@@ -127,9 +127,10 @@ async fn save(service: &Service, before: &Record, environment: &Environment) -> 
     }
 }
 
-async fn update(State(service): Shared, caller: Caller, Path(id): Path<String>, RawBody(body): RawBody) -> Answer {
+async fn update(State(service): Shared, caller: Caller, Path(id): Path<String>, RawBody(bytes): RawBody) -> Answer {
     caller.api_only()?;
-    let body: EnvironmentUpdate = body::json(&body)?;
+    let body: EnvironmentUpdate = body::json(&bytes)?;
+    body::not_null(&bytes, &["name"])?;
     check_scope(body.scope.as_deref())?;
     loop {
         let (record, before) = load(&service, &id).await?;

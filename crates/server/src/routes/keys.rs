@@ -44,6 +44,8 @@ async fn create(State(service): Shared, caller: Caller, body: RawBody) -> Answer
     if name.chars().count() > 256 {
         return Err(Fault::invalid("name: may have at most 256 characters"));
     }
+    // An environment that is being deleted takes all of its keys with it, this one too or not at all.
+    let _catalog = service.catalog.read().await;
     let made = keys::create(&**service.engine.store(), kind, &name, service.now()).await;
     let (id, secret) = made.map_err(fault)?;
     ok(&json!({"id": id, "key": secret.expose()}))

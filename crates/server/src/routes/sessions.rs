@@ -18,7 +18,7 @@ use palisade_store::{ListQuery, Order};
 use serde_json::Value;
 
 use super::events::order;
-use super::{RawBody, Shared, agents, environments, ok};
+use super::{RawBody, Shared, agents, environments, not_served, ok};
 use crate::auth::Caller;
 use crate::error::{Answer, Fault};
 use crate::query::Query;
@@ -33,8 +33,8 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route("/v1/sessions", get(list).post(create))
         .route("/v1/sessions/{session}", get(retrieve).post(update).delete(delete))
         .route("/v1/sessions/{session}/archive", post(archive))
-        .route("/v1/sessions/{session}/resources", get(resources))
-        .route("/v1/sessions/{session}/resources/{resource}", get(resource))
+        .route("/v1/sessions/{session}/resources", get(resources).post(not_served))
+        .route("/v1/sessions/{session}/resources/{resource}", get(resource).post(not_served).delete(not_served))
 }
 
 async fn create(State(service): Shared, caller: Caller, RawBody(body): RawBody) -> Answer {

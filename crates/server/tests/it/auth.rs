@@ -172,5 +172,26 @@ async fn a_revoked_key_is_refused_at_once_and_the_first_key_is_kept_private() {
     rig.ask(&key, Method::GET, &poll, None).await.ok();
     rig.delete(&format!("/v1/environments/{environment}")).await.ok();
     rig.ask(&key, Method::GET, &poll, None).await.refused(401, "authentication_error");
+    // The same over HTTP, for API keys only.
+    let at = "/palisade/v1/keys";
+    let environment = rig.environment().await;
+    let made = rig.post(at, json!({"kind": "environment", "environment_id": environment, "name": "w"})).await.ok();
+    let key = made["key"].as_str().unwrap();
+    let poll = format!("/v1/environments/{environment}/work/poll");
+    rig.ask(key, Method::GET, &poll, None).await.ok();
+    rig.ask(key, Method::GET, at, None).await.refused(403, "permission_error");
+    rig.http.get(rig.url(at)).send().await.unwrap().error_for_status().unwrap_err();
+    let listed = rig.get(at).await.ok();
+    assert!(
+        listed["data"].as_array().unwrap().iter().any(|key| key["id"] == made["id"] && key["kind"] == "environment")
+    );
+    assert!(!listed.to_string().contains("sk-ant"));
+    let revoked = rig.delete(&format!("{at}/{}", id(&made))).await.ok();
+    assert_eq!(revoked, json!({"id": made["id"], "type": "key_revoked"}));
+    rig.ask(key, Method::GET, &poll, None).await.refused(401, "authentication_error");
+    rig.delete(&format!("{at}/{}", id(&made))).await.refused(404, "not_found_error");
+    let nowhere = rig.post(at, json!({"kind": "environment", "environment_id": "env_01missing"})).await;
+    nowhere.refused(404, "not_found_error");
+    rig.post(at, json!({"kind": "environment"})).await.refused(400, "invalid_request_error");
     rig.stop().await;
 }

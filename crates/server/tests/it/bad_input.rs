@@ -192,6 +192,9 @@ async fn sessions_and_events_that_break_a_rule_are_refused() {
     reply.refused(405, "invalid_request_error");
     assert!(reply.header("allow").contains("POST"));
     rig.get("/v1/nothing").await.refused(404, "not_found_error");
+    let add = rig.post(&format!("/v1/sessions/{session}/resources"), json!({})).await;
+    assert!(add.refused(404, "not_found_error").contains("does not serve"));
+    assert_eq!(rig.get(&format!("/v1/sessions/{session}/resources")).await.ok()["data"], json!([]));
     rig.get("/nothing").await.refused(404, "not_found_error");
     for path in ["/v1/vaults", "/v1/skills/x/versions", "/v1/models", "/v1/sessions/sesn_a/threads"] {
         assert!(rig.get(path).await.refused(404, "not_found_error").contains("does not serve"));

@@ -43,6 +43,9 @@ async fn agents_have_versions() {
     assert_eq!((&second["version"], &second["system"]), (&json!(2), &Value::Null));
     assert_eq!(second["metadata"], json!({"team": "a", "new": "x"}));
     assert_eq!(second["created_at"], agent["created_at"]);
+    for null in [json!({"name": null}), json!({"model": null})] {
+        rig.post(&path, null).await.refused(400, "invalid_request_error");
+    }
     let stale = rig.post(&path, json!({"version": 1})).await;
     stale.refused(409, "conflict_error");
     assert_eq!(stale.header("x-should-retry"), "false");
