@@ -29,15 +29,8 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of their codes.
-    pub const ALL: [Kind; 7] = [
-        Kind::Agent,
-        Kind::AgentVersion,
-        Kind::Environment,
-        Kind::Session,
-        Kind::SessionAgent,
-        Kind::Work,
-        Kind::Key,
-    ];
+    pub const ALL: [Kind; 7] =
+        [Kind::Agent, Kind::AgentVersion, Kind::Environment, Kind::Session, Kind::SessionAgent, Kind::Work, Kind::Key];
 
     /// The name under which a store keeps records of this kind. Never changes once released.
     pub fn as_str(self) -> &'static str {

@@ -1,9 +1,7 @@
 //! The state machine of a work item: queued → starting → active → stopping → stopped, and back to queued when a worker
 //! that had it falls silent.
 
-use palisade_api::{
-    EnvironmentId, Heartbeat, Metadata, SessionId, Timestamp, Work, WorkData, WorkId, WorkState,
-};
+use palisade_api::{EnvironmentId, Heartbeat, Metadata, SessionId, Timestamp, Work, WorkData, WorkId, WorkState};
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{Kind, Record};

@@ -134,15 +134,11 @@ fn messages(log: &[LogEntry]) -> Vec<Message> {
             "agent.thinking" if private.is_object() => push(&mut messages, Role::Assistant, private),
             "agent.tool_use" | "agent.custom_tool_use" | "agent.mcp_tool_use" => {
                 let id = private["id"].as_str().unwrap_or(entry.id.as_str()).to_owned();
-                let block =
-                    json!({"type": "tool_use", "id": id, "name": body["name"], "input": body["input"]});
+                let block = json!({"type": "tool_use", "id": id, "name": body["name"], "input": body["input"]});
                 push(&mut messages, Role::Assistant, block);
                 calls.insert(entry.id.as_str().to_owned(), id);
             }
-            kind @ ("user.tool_result"
-            | "user.custom_tool_result"
-            | "agent.tool_result"
-            | "agent.mcp_tool_result") => {
+            kind @ ("user.tool_result" | "user.custom_tool_result" | "agent.tool_result" | "agent.mcp_tool_result") => {
                 let field = match kind {
                     "user.custom_tool_result" => "custom_tool_use_id",
                     "agent.mcp_tool_result" => "mcp_tool_use_id",
@@ -153,8 +149,7 @@ fn messages(log: &[LogEntry]) -> Vec<Message> {
                 if !answered.insert(event.to_owned()) {
                     continue;
                 }
-                let content: Vec<Value> =
-                    body["content"].as_array().into_iter().flatten().map(message_block).collect();
+                let content: Vec<Value> = body["content"].as_array().into_iter().flatten().map(message_block).collect();
                 let block = json!({
                     "type": "tool_result",
                     "tool_use_id": id,
@@ -214,9 +209,17 @@ mod tests {
     fn results_come_first_and_only_once() {
         let log = [
             entry(1, json!({"id": "e1", "type": "user.message", "content": [{"type": "text", "text": "go"}]}), None),
-            entry(2, json!({"id": "e2", "type": "agent.tool_use", "name": "bash", "input": {}}), Some(json!({"id": "toolu_1"}))),
+            entry(
+                2,
+                json!({"id": "e2", "type": "agent.tool_use", "name": "bash", "input": {}}),
+                Some(json!({"id": "toolu_1"})),
+            ),
             entry(3, json!({"id": "e3", "type": "user.message", "content": [{"type": "text", "text": "also"}]}), None),
-            entry(4, json!({"id": "e4", "type": "user.tool_result", "tool_use_id": "e2", "content": [{"type": "text", "text": ""}]}), None),
+            entry(
+                4,
+                json!({"id": "e4", "type": "user.tool_result", "tool_use_id": "e2", "content": [{"type": "text", "text": ""}]}),
+                None,
+            ),
             entry(5, json!({"id": "e5", "type": "user.tool_result", "tool_use_id": "e2", "content": []}), None),
         ];
         let messages = messages(&log);

@@ -109,11 +109,6 @@ impl Feeds {
 
     /// How many readers there are.
     pub fn readers(&self) -> usize {
-        self.open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .map(broadcast::Sender::receiver_count)
-            .sum()
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).values().map(broadcast::Sender::receiver_count).sum()
     }
 }

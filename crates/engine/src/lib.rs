@@ -102,8 +102,7 @@ impl Engine {
             metrics: Metrics::default(),
             shutdown: CancellationToken::new(),
         });
-        let engine =
-            Arc::new(Engine { shared, live: Mutex::new(HashMap::new()), tasks: Mutex::new(JoinSet::new()) });
+        let engine = Arc::new(Engine { shared, live: Mutex::new(HashMap::new()), tasks: Mutex::new(JoinSet::new()) });
         engine.recover().await?;
         let sweeper = engine.clone().sweep();
         engine.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(sweeper);
@@ -123,14 +122,13 @@ impl Engine {
             let page = self.shared.store.list(&query).await?;
             for record in &page {
                 // An idle session is only taken up when it waits for a worker: its work item may have been lost.
-                let waits = record.body.contains("\"phase\":{\"type\":\"waiting\"");
+                let waits = machine::needs_hands(record).map_err(EngineError::corrupt)?;
                 if record.status.as_deref() != Some("idle") || waits {
                     sessions.push(SessionId::from(record.id.as_str()));
                 }
             }
             let Some(last) = page.last().filter(|_| page.len() == query.limit) else { break };
-            query.after =
-                Some(palisade_store::Cursor { created_at: last.created_at, id: last.id.clone() });
+            query.after = Some(palisade_store::Cursor { created_at: last.created_at, id: last.id.clone() });
         }
         sessions.sort();
         sessions.dedup();
@@ -175,9 +173,8 @@ impl Engine {
         for key in exists {
             batch = batch.when(Precondition::Exists(key));
         }
-        batch = batch
-            .with(Mutation::Put(record))
-            .with(Mutation::Put(state.agent_record().map_err(EngineError::corrupt)?));
+        batch =
+            batch.with(Mutation::Put(record)).with(Mutation::Put(state.agent_record().map_err(EngineError::corrupt)?));
         if starts {
             batch = batch.with(Mutation::Enqueue(id.clone(), pending));
         }
@@ -204,11 +201,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the session does not exist or refuses the change.
-    pub async fn update(
-        self: &Arc<Engine>,
-        session: &SessionId,
-        change: Change,
-    ) -> Result<Session, EngineError> {
+    pub async fn update(self: &Arc<Engine>, session: &SessionId, change: Change) -> Result<Session, EngineError> {
         self.ask(session, |reply| Message::Update { change, reply }).await
     }
 

@@ -8,6 +8,7 @@ use palisade_api::{
     EnvironmentId, Heartbeat, MetadataPatch, QueueStats, SessionId, Timestamp, Work, WorkId, WorkState,
 };
 use palisade_core::batch::{Batch, Key, Kind, Mutation, Precondition, Record};
+use palisade_core::session::needs_hands;
 use palisade_core::work::{Item, Lapse, Refused};
 use palisade_store::{DueQuery, ListQuery, Order};
 use tokio::sync::Notify;
@@ -84,11 +85,7 @@ impl Wakers {
 }
 
 impl Shared {
-    async fn item(
-        &self,
-        environment: &EnvironmentId,
-        work: &WorkId,
-    ) -> Result<Option<(Record, Item)>, EngineError> {
+    async fn item(&self, environment: &EnvironmentId, work: &WorkId) -> Result<Option<(Record, Item)>, EngineError> {
         let Some(record) = self.store.get(&Key::new(Kind::Work, work.as_str())).await? else {
             return Ok(None);
         };
@@ -129,11 +126,7 @@ impl Shared {
     }
 
     /// Ends an item because its session is over.
-    pub(crate) async fn stop_item(
-        &self,
-        environment: &EnvironmentId,
-        work: &WorkId,
-    ) -> Result<(), EngineError> {
+    pub(crate) async fn stop_item(&self, environment: &EnvironmentId, work: &WorkId) -> Result<(), EngineError> {
         self.change(environment, work, |item, now| item.stop(true, now).is_ok()).await?;
         Ok(())
     }
@@ -173,11 +166,7 @@ impl Engine {
         Ok(None)
     }
 
-    async fn claim(
-        &self,
-        environment: &EnvironmentId,
-        reclaim: i64,
-    ) -> Result<Option<Claimed>, EngineError> {
+    async fn claim(&self, environment: &EnvironmentId, reclaim: i64) -> Result<Option<Claimed>, EngineError> {
         let now = self.shared.clock.now();
         let due = DueQuery {
             kind: Kind::Work,
@@ -237,10 +226,7 @@ impl Engine {
         ttl: Option<i64>,
     ) -> Result<Option<Result<Heartbeat, Refused>>, EngineError> {
         let leases = self.shared.leases;
-        let changed = self
-            .shared
-            .change(environment, work, |item, now| item.beat(expected, ttl, &leases, now))
-            .await?;
+        let changed = self.shared.change(environment, work, |item, now| item.beat(expected, ttl, &leases, now)).await?;
         Ok(changed.map(|(_, result)| result))
     }
 
@@ -273,11 +259,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn work(
-        &self,
-        environment: &EnvironmentId,
-        work: &WorkId,
-    ) -> Result<Option<Work>, EngineError> {
+    pub async fn work(&self, environment: &EnvironmentId, work: &WorkId) -> Result<Option<Work>, EngineError> {
         Ok(self.shared.item(environment, work).await?.map(|(_, item)| item.work))
     }
 
@@ -329,8 +311,7 @@ impl Engine {
                 }
             }
             let Some(last) = page.last().filter(|_| page.len() == query.limit) else { break };
-            query.after =
-                Some(palisade_store::Cursor { created_at: last.created_at, id: last.id.clone() });
+            query.after = Some(palisade_store::Cursor { created_at: last.created_at, id: last.id.clone() });
         }
         Ok(QueueStats {
             kind: "work_queue_stats".to_owned(),
@@ -340,6 +321,13 @@ impl Engine {
             workers_polling: self.shared.queue.polling(environment, self.shared.clock.now()),
             extra: palisade_api::Extra::new(),
         })
+    }
+
+    async fn wanted(&self, item: &Item) -> Result<bool, EngineError> {
+        match self.shared.store.get(&Key::new(Kind::Session, item.work.data.id())).await? {
+            Some(session) => needs_hands(&session).map_err(EngineError::corrupt),
+            None => Ok(false),
+        }
     }
 
     /// Takes items back from workers that have fallen silent, for as long as the engine runs.
@@ -365,7 +353,12 @@ impl Engine {
         };
         for record in self.shared.store.due(&due).await? {
             let mut item: Item = record.decode().map_err(EngineError::corrupt)?;
-            let lapse = item.lapse(&self.shared.leases, self.shared.clock.now());
+            let now = self.shared.clock.now();
+            let mut lapse = item.lapse(&self.shared.leases, now);
+            // A session that has nothing to do for a worker must not keep the next one busy.
+            if lapse == Lapse::Requeued && !self.wanted(&item).await? && item.stop(true, now).is_ok() {
+                lapse = Lapse::Stopped;
+            }
             match self.shared.save(&record, &item).await {
                 Ok(()) => {}
                 // The worker was faster: it has beaten or stopped meanwhile.

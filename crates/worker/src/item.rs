@@ -19,6 +19,7 @@ use crate::pace::{Backoff, unit};
 use crate::session::{self, Context, End};
 use crate::skills::{self, SkillError};
 use crate::wire::{Session, SkillRef, WorkItem, sessions_token};
+use crate::worker::Slot;
 use crate::workspace::Home;
 
 /// How often a session is looked up before its item fails.
@@ -61,7 +62,7 @@ impl Verdict {
 }
 
 /// Serves an acknowledged item of type `session` to its end.
-pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, shutdown: CancellationToken) -> Outcome {
+pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, mut slot: Slot, shutdown: CancellationToken) -> Outcome {
     let token = work.secret.as_ref().and_then(|secret| match sessions_token(secret) {
         Ok(token) => Some(token),
         Err(error) => {
@@ -86,7 +87,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, shutdown: Cancell
     ));
     // Keeps the session's lock until everything is torn down.
     let mut journal = None;
-    let served = serve_session(&shared, &session, &credential, &home, &hands, &mut journal, lease.clone(), shutdown);
+    let served =
+        serve_session(&shared, &session, &credential, &home, &hands, &mut journal, lease.clone(), &mut slot, shutdown);
     let verdict = tokio::select! {
         verdict = served => verdict,
         // A lease that ends during the set-up; later the session's loop sees it first.
@@ -158,6 +160,7 @@ async fn serve_session(
     hands: &Arc<Hands>,
     held: &mut Option<Journal>,
     lease: watch::Receiver<Lease>,
+    slot: &mut Slot,
     shutdown: CancellationToken,
 ) -> Verdict {
     if let Err(error) = home.make_root() {
@@ -214,7 +217,7 @@ async fn serve_session(
         grace: options.grace,
         observe: shared.observe.clone(),
     };
-    match Box::pin(session::serve(context, Ledger::new(shared.tools.clone()), traces, lease, shutdown)).await {
+    match Box::pin(session::serve(context, Ledger::new(shared.tools.clone()), traces, lease, slot, shutdown)).await {
         End::Idle => Verdict::completed("the session is idle"),
         End::Session(SessionEnd::Terminated) => Verdict::completed("the session is terminated"),
         End::Session(SessionEnd::Deleted) => Verdict::completed("the session is deleted"),

@@ -25,6 +25,7 @@ use crate::link::{Link, News};
 use crate::observe::Observation;
 use crate::pace::{Backoff, Pace, unit};
 use crate::wire::Event;
+use crate::worker::Slot;
 
 /// How much longer than its own limit a tool is waited for, so that the sandbox's own message about it comes first.
 const OVERRUN: Duration = Duration::from_secs(20);
@@ -103,6 +104,7 @@ pub(crate) async fn serve(
     ledger: Ledger,
     opened: (HashMap<String, Trace>, bool),
     mut lease: watch::Receiver<Lease>,
+    slot: &mut Slot,
     shutdown: CancellationToken,
 ) -> End {
     let (traces, damaged) = opened;
@@ -145,8 +147,10 @@ pub(crate) async fn serve(
         }
         if service.ledger.may_leave() && !max_idle.is_zero() {
             idle_since.get_or_insert_with(Instant::now);
+            slot.give_up();
         } else {
             idle_since = None;
+            slot.regain();
         }
         tokio::select! {
             biased;

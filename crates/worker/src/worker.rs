@@ -201,6 +201,29 @@ fn random_id() -> String {
     format!("palisade-{hex}")
 }
 
+/// A session's place among those that are served at a time. A session that only waits whether its user has more to say
+/// gives it up, so that it keeps nobody waiting; when it goes on while all places are taken, there is one more for a while.
+pub(crate) struct Slot {
+    slots: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Slot {
+    fn new(slots: Arc<Semaphore>, held: OwnedSemaphorePermit) -> Slot {
+        Slot { slots, held: Some(held) }
+    }
+
+    pub(crate) fn give_up(&mut self) {
+        self.held = None;
+    }
+
+    pub(crate) fn regain(&mut self) {
+        if self.held.is_none() {
+            self.held = self.slots.clone().try_acquire_owned().ok();
+        }
+    }
+}
+
 /// What one look into the queue gave.
 enum Looked {
     Item(WorkItem),
@@ -422,11 +445,8 @@ impl Queue {
         tracing::info!(work = work.id, session = work.data.id, "claimed work");
         (self.shared.observe)(Observation::Claimed { work: work.id.clone(), session: work.data.id.clone() });
         let (shared, ending) = (self.shared.clone(), self.ending.clone());
-        self.items.spawn(async move {
-            let outcome = Box::pin(item::serve(shared, work, ending)).await;
-            drop(slot);
-            outcome
-        });
+        let slot = Slot::new(self.slots.clone(), slot);
+        self.items.spawn(async move { Box::pin(item::serve(shared, work, slot, ending)).await });
     }
 
     async fn stop(&self, work: &WorkItem) {

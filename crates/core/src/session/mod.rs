@@ -6,10 +6,10 @@ mod step;
 
 pub use lifecycle::*;
 pub use state::{
-    Answerer, Call, Effect, Outcome, Pending, Phase, Place, Purpose, State, session_from_records,
+    Answerer, Call, Effect, Outcome, Pending, Phase, Place, Purpose, State, needs_hands, session_from_records,
 };
-pub use step::TokenUse;
 pub(crate) use step::Step;
+pub use step::TokenUse;
 
 use std::collections::BTreeMap;
 

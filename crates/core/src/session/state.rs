@@ -2,9 +2,7 @@
 
 use std::collections::VecDeque;
 
-use palisade_api::{
-    Event, EventId, PermissionPolicy, Session, ThreadId, Timestamp, WorkId,
-};
+use palisade_api::{Event, EventId, PermissionPolicy, Session, ThreadId, Timestamp, WorkId};
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{Kind, LogEntry, Record};
@@ -155,6 +153,24 @@ pub fn session_from_records(session: &Record, agent: &Record) -> Result<Session,
     Ok(State::from_records(session, agent)?.session)
 }
 
+/// Whether a worker has something to do for the session that this record holds.
+///
+/// # Errors
+/// When the record does not hold a session.
+pub fn needs_hands(session: &Record) -> Result<bool, serde_json::Error> {
+    let stored: Stored = session.decode()?;
+    Ok(hands_needed(stored.place, &stored.phase, &stored.calls))
+}
+
+fn hands_needed(place: Place, phase: &Phase, calls: &[Call]) -> bool {
+    place == Place::SelfHosted
+        && match phase {
+            Phase::Sampling { .. } | Phase::Rescheduled { .. } => true,
+            Phase::Waiting => calls.iter().any(|call| !call.answered && call.answerer == Answerer::Worker),
+            Phase::Idle | Phase::Exhausted | Phase::Terminated => false,
+        }
+}
+
 impl State {
     /// The record of the session: all but its agent, which is large and seldom changes.
     ///
@@ -182,8 +198,7 @@ impl State {
             work: self.work.clone(),
             reoffers: self.reoffers,
         };
-        let mut record =
-            Record::new(Kind::Session, self.session.id.as_str(), self.session.created_at, &stored)?;
+        let mut record = Record::new(Kind::Session, self.session.id.as_str(), self.session.created_at, &stored)?;
         record.parent = Some(self.session.environment_id.as_str().to_owned());
         record.archived = self.session.archived_at.is_some();
         record.status = Some(self.session.status.as_str().to_owned());
@@ -201,12 +216,7 @@ impl State {
     /// # Errors
     /// Never for a state that was made by this crate.
     pub fn agent_record(&self) -> Result<Record, serde_json::Error> {
-        Record::new(
-            Kind::SessionAgent,
-            self.session.id.as_str(),
-            self.session.created_at,
-            &self.session.agent,
-        )
+        Record::new(Kind::SessionAgent, self.session.id.as_str(), self.session.created_at, &self.session.agent)
     }
 
     /// Reads a state back; its pending events are kept elsewhere and start empty.
@@ -248,14 +258,7 @@ impl State {
 
     /// Whether a worker has something to do for this session.
     pub fn needs_hands(&self) -> bool {
-        self.place == Place::SelfHosted
-            && match self.phase {
-                Phase::Sampling { .. } | Phase::Rescheduled { .. } => true,
-                Phase::Waiting => {
-                    self.calls.iter().any(|call| !call.answered && call.answerer == Answerer::Worker)
-                }
-                Phase::Idle | Phase::Exhausted | Phase::Terminated => false,
-            }
+        hands_needed(self.place, &self.phase, &self.calls)
     }
 }
 

@@ -1,13 +1,12 @@
 //! The building blocks of transitions: each emits its events and keeps the state in step with them.
 
 use palisade_api::{
-    AgentCustomToolUseEvent, AgentMessageEvent, AgentToolResultEvent, AgentToolUseEvent, AutoVerdict,
-    CacheCreation, ClientEvent, ContentBlock, EvaluatedPermission, Evaluation, Event, EventId, Extra, ModelUsage,
-    Money, Patch, PermissionPolicy, PlainEvent, RetryStatus, SessionErrorBody, SessionErrorEvent, SessionStatus,
-    SessionStatusIdleEvent, SessionUpdatedEvent, SessionUsageEvent, SpanModelRequestEndEvent, StopDetails,
-    StopReason, SystemMessageEvent, ThreadStatusEvent, ThreadStatusIdleEvent, Timestamp, Tool,
-    UserCustomToolResultEvent, UserInterruptEvent, UserMessageEvent, UserToolConfirmationEvent,
-    UserToolResultEvent,
+    AgentCustomToolUseEvent, AgentMessageEvent, AgentToolResultEvent, AgentToolUseEvent, AutoVerdict, CacheCreation,
+    ClientEvent, ContentBlock, EvaluatedPermission, Evaluation, Event, EventId, Extra, ModelUsage, Money, Patch,
+    PermissionPolicy, PlainEvent, RetryStatus, SessionErrorBody, SessionErrorEvent, SessionStatus,
+    SessionStatusIdleEvent, SessionUpdatedEvent, SessionUsageEvent, SpanModelRequestEndEvent, StopDetails, StopReason,
+    SystemMessageEvent, ThreadStatusEvent, ThreadStatusIdleEvent, Timestamp, Tool, UserCustomToolResultEvent,
+    UserInterruptEvent, UserMessageEvent, UserToolConfirmationEvent, UserToolResultEvent,
 };
 use serde_json::{Number, Value, json};
 
@@ -130,17 +129,15 @@ impl<'s, 'e> Step<'s, 'e> {
             ClientEvent::SystemMessage(event) => {
                 Event::SystemMessage(SystemMessageEvent { id, content: event.content, processed_at, extra })
             }
-            ClientEvent::UserDefineOutcome(event) => {
-                Event::UserDefineOutcome(palisade_api::UserDefineOutcomeEvent {
-                    id,
-                    outcome_id: palisade_api::OutcomeId::from(""),
-                    description: event.description,
-                    rubric: event.rubric,
-                    max_iterations: event.max_iterations,
-                    processed_at,
-                    extra,
-                })
-            }
+            ClientEvent::UserDefineOutcome(event) => Event::UserDefineOutcome(palisade_api::UserDefineOutcomeEvent {
+                id,
+                outcome_id: palisade_api::OutcomeId::from(""),
+                description: event.description,
+                rubric: event.rubric,
+                max_iterations: event.max_iterations,
+                processed_at,
+                extra,
+            }),
         }
     }
 
@@ -558,7 +555,9 @@ impl<'s, 'e> Step<'s, 'e> {
             let text = if hosted {
                 format!("{name} is not available: this server does not run web tools.")
             } else {
-                format!("{name} is not available: this server runs no sandboxes for cloud environments; use a self_hosted environment.")
+                format!(
+                    "{name} is not available: this server runs no sandboxes for cloud environments; use a self_hosted environment."
+                )
             };
             self.denied.push((id.clone(), text));
         }
@@ -597,11 +596,7 @@ impl<'s, 'e> Step<'s, 'e> {
 fn judge(policy: &PermissionPolicy, name: &str) -> (EvaluatedPermission, Option<Evaluation>) {
     let auto = |kind, code: Option<&str>| {
         Some(Evaluation::Auto {
-            evaluated_permission: AutoVerdict {
-                kind,
-                reason_code: code.map(str::to_owned),
-                extra: Extra::new(),
-            },
+            evaluated_permission: AutoVerdict { kind, reason_code: code.map(str::to_owned), extra: Extra::new() },
         })
     };
     match policy {
@@ -610,8 +605,6 @@ fn judge(policy: &PermissionPolicy, name: &str) -> (EvaluatedPermission, Option<
         PermissionPolicy::Auto {} if matches!(name, "read" | "glob" | "grep") => {
             (EvaluatedPermission::Allow, auto(EvaluatedPermission::Allow, None))
         }
-        PermissionPolicy::Auto {} => {
-            (EvaluatedPermission::Ask, auto(EvaluatedPermission::Ask, Some("indeterminate")))
-        }
+        PermissionPolicy::Auto {} => (EvaluatedPermission::Ask, auto(EvaluatedPermission::Ask, Some("indeterminate"))),
     }
 }

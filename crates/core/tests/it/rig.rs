@@ -110,12 +110,8 @@ impl Rig {
 
     pub(crate) fn step<T>(&mut self, transition: impl FnOnce(&mut State, &mut Env<'_>) -> T) -> T {
         self.now += 1000;
-        let mut env = Env {
-            now: Timestamp::from_micros(self.now),
-            ids: &mut self.ids,
-            rules: &self.rules,
-            window: self.window,
-        };
+        let mut env =
+            Env { now: Timestamp::from_micros(self.now), ids: &mut self.ids, rules: &self.rules, window: self.window };
         transition(&mut self.state, &mut env)
     }
 
@@ -148,8 +144,10 @@ impl Rig {
     }
 
     pub(crate) fn result(&mut self, call: &EventId) -> Vec<Event> {
-        self.send(json!([{"type": "user.tool_result", "tool_use_id": call, "content": [{"type": "text", "text": "ok"}]}]))
-            .unwrap()
+        self.send(
+            json!([{"type": "user.tool_result", "tool_use_id": call, "content": [{"type": "text", "text": "ok"}]}]),
+        )
+        .unwrap()
     }
 
     pub(crate) fn advance(&mut self) {
@@ -171,8 +169,7 @@ impl Rig {
     }
 
     pub(crate) fn complete(&mut self, parts: Vec<PartContent>, ended: Ended) {
-        let parts =
-            parts.into_iter().map(|content| Part { id: self.ids.event(), content }).collect::<Vec<_>>();
+        let parts = parts.into_iter().map(|content| Part { id: self.ids.event(), content }).collect::<Vec<_>>();
         let usage = TokenUse { input: 100, output: 10, ..TokenUse::default() };
         let request = self.request();
         let reply = Reply { parts, ended, usage };

@@ -52,10 +52,7 @@ fn a_message_that_comes_meanwhile_is_read_before_the_turn_ends() {
     rig.advance();
     assert_eq!(rig.types(4).len(), 0, "it stays in the inbox while the model works");
     rig.complete(vec![text("first")], Ended::EndTurn);
-    assert_eq!(
-        rig.types(4),
-        ["agent.message", "span.model_request_end", "user.message", "span.model_request_start"]
-    );
+    assert_eq!(rig.types(4), ["agent.message", "span.model_request_end", "user.message", "span.model_request_start"]);
 }
 
 #[test]
@@ -66,22 +63,14 @@ fn failures_reschedule_and_then_exhaust() {
     rig.fail(FailureKind::Overloaded, true);
     assert_eq!(
         rig.types(4),
-        [
-            "span.model_request_end",
-            "session.error",
-            "session.status_rescheduled",
-            "session.thread_status_rescheduled"
-        ]
+        ["span.model_request_end", "session.error", "session.status_rescheduled", "session.thread_status_rescheduled"]
     );
     let Phase::Rescheduled { at, .. } = rig.state.phase.clone() else { panic!("not rescheduled") };
     rig.advance();
     assert_eq!(rig.log.len(), 8, "nothing happens before its time");
     rig.now = at.as_micros();
     rig.advance();
-    assert_eq!(
-        rig.types(8),
-        ["session.status_running", "session.thread_status_running", "span.model_request_start"]
-    );
+    assert_eq!(rig.types(8), ["session.status_running", "session.thread_status_running", "span.model_request_start"]);
     for _ in 2..rig.rules.max_failures {
         rig.fail(FailureKind::Overloaded, true);
         rig.now += 1_000_000_000;
@@ -168,8 +157,9 @@ fn a_full_window_is_summarised_first() {
 #[test]
 fn the_budget_stops_the_turn_and_a_raise_resumes_it() {
     let mut rig = Rig::new(Place::SelfHosted, Rig::toolset());
-    rig.state.session.budget =
-        Some(serde_json::from_value(json!({"type": "limit", "max_list_cost": {"amount": "1", "currency": "USD"}})).unwrap());
+    rig.state.session.budget = Some(
+        serde_json::from_value(json!({"type": "limit", "max_list_cost": {"amount": "1", "currency": "USD"}})).unwrap(),
+    );
     rig.say("hi");
     rig.advance();
     rig.state.cost = 2 * session::MICROCENTS;
@@ -181,7 +171,8 @@ fn the_budget_stops_the_turn_and_a_raise_resumes_it() {
     assert!(refused.message.contains("user.custom_tool_result"), "{refused}");
     let change = session::Change {
         budget: palisade_api::Patch::Value(
-            serde_json::from_value(json!({"type": "limit", "max_list_cost": {"amount": "9", "currency": "USD"}})).unwrap(),
+            serde_json::from_value(json!({"type": "limit", "max_list_cost": {"amount": "9", "currency": "USD"}}))
+                .unwrap(),
         ),
         ..session::Change::default()
     };

@@ -40,12 +40,7 @@ fn a_part_of_the_answers_reemits_the_rest() {
     rig.result(&calls[0]);
     assert_eq!(
         rig.types(from),
-        [
-            "user.tool_result",
-            "session.status_running",
-            "session.thread_status_running",
-            "span.model_request_start"
-        ]
+        ["user.tool_result", "session.status_running", "session.thread_status_running", "span.model_request_start"]
     );
 }
 
@@ -93,7 +88,8 @@ fn one_bad_event_refuses_all() {
 
 #[test]
 fn a_call_that_asks_is_held_until_a_person_allows_it() {
-    let tools = json!([{"type": "agent_toolset_20260401", "default_config": {"permission_policy": {"type": "always_ask"}}}]);
+    let tools =
+        json!([{"type": "agent_toolset_20260401", "default_config": {"permission_policy": {"type": "always_ask"}}}]);
     let mut rig = waiting(tools, &["bash", "write"]);
     let calls = rig.calls();
     let refused = rig.send(json!([{"type": "user.tool_result", "tool_use_id": calls[0]}])).unwrap_err();

@@ -30,12 +30,17 @@ fn a_heartbeat_must_follow_the_last_one() {
     item.ack(at(1)).unwrap();
     let first = item.beat(None, None, &leases, at(2)).unwrap();
     assert_eq!((first.state, first.lease_extended, first.ttl_seconds), (WorkState::Active, true, 30));
-    assert!(matches!(item.beat(None, None, &leases, at(3)), Err(Refused::Heartbeat(current)) if !current.lease_extended));
+    assert!(
+        matches!(item.beat(None, None, &leases, at(3)), Err(Refused::Heartbeat(current)) if !current.lease_extended)
+    );
     // Two beats at one instant still differ.
     let second = item.beat(Some(&first.last_heartbeat), Some(60), &leases, at(2)).unwrap();
     assert_ne!(first.last_heartbeat, second.last_heartbeat);
     assert_eq!(second.ttl_seconds, 60);
-    assert_eq!(item.beat(Some(&second.last_heartbeat), Some(0), &leases, at(3)), Err(Refused::Range("desired_ttl_seconds")));
+    assert_eq!(
+        item.beat(Some(&second.last_heartbeat), Some(0), &leases, at(3)),
+        Err(Refused::Range("desired_ttl_seconds"))
+    );
 }
 
 #[test]

@@ -120,8 +120,8 @@ impl Actor {
             let idle = self.sampling.is_none() && self.wake.is_none();
             let wake = self.wake;
             let now = self.shared.clock.now();
-            let until_wake = wake
-                .map(|at| Duration::from_micros((at.as_micros() - now.as_micros()).max(0).unsigned_abs()));
+            let until_wake =
+                wake.map(|at| Duration::from_micros((at.as_micros() - now.as_micros()).max(0).unsigned_abs()));
             let step = tokio::select! {
                 message = self.inbox.recv() => match message {
                     Some(message) => self.handle(message).await,
@@ -238,10 +238,7 @@ impl Actor {
 
     /// Applies a transition that cannot be refused. While the store refuses writes it is tried again: the session waits,
     /// nothing of it is lost.
-    async fn apply(
-        &mut self,
-        mut transition: impl FnMut(&mut State, &mut Env<'_>) -> Outcome,
-    ) -> Result<Outcome, End> {
+    async fn apply(&mut self, mut transition: impl FnMut(&mut State, &mut Env<'_>) -> Outcome) -> Result<Outcome, End> {
         loop {
             match self.try_apply(|state, env| Ok(transition(state, env))).await {
                 Ok(outcome) => return Ok(outcome),
@@ -319,8 +316,7 @@ impl Actor {
                 self.shared.clock.now(),
                 *not_before,
             );
-            batch =
-                batch.with(Mutation::Put(item.record(&self.shared.leases).map_err(EngineError::corrupt)?));
+            batch = batch.with(Mutation::Put(item.record(&self.shared.leases).map_err(EngineError::corrupt)?));
         }
         Ok(batch)
     }
@@ -346,12 +342,7 @@ impl Actor {
                     sampling.stop().await;
                 }
                 self.wake = None;
-                self.sampling = Some(Sampling::start(
-                    &self.shared,
-                    &self.state.session,
-                    request.clone(),
-                    *purpose,
-                ));
+                self.sampling = Some(Sampling::start(&self.shared, &self.state.session, request.clone(), *purpose));
             }
             Effect::CancelSample => {
                 if let Some(sampling) = self.sampling.take() {

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use palisade_api::{EventId, Session};
-use palisade_core::session::{
-    Ended, Failure, FailureKind, Part, PartContent, Purpose, Reply, TokenUse,
-};
+use palisade_core::session::{Ended, Failure, FailureKind, Part, PartContent, Purpose, Reply, TokenUse};
 use palisade_store::{EventQuery, Order, StoreError};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -141,9 +139,7 @@ async fn sample(
             ModelEvent::Block { index, block } => {
                 let id = id_of(&mut ids, index);
                 let content = match block["type"].as_str() {
-                    Some("text") => {
-                        PartContent::Text { text: block["text"].as_str().unwrap_or_default().to_owned() }
-                    }
+                    Some("text") => PartContent::Text { text: block["text"].as_str().unwrap_or_default().to_owned() },
                     Some("thinking" | "redacted_thinking") => PartContent::Thinking(block),
                     Some("tool_use") => PartContent::ToolUse {
                         id: block["id"].as_str().unwrap_or_default().to_owned(),
@@ -160,9 +156,9 @@ async fn sample(
                     StopReason::ToolUse => Ended::ToolUse,
                     StopReason::PauseTurn => Ended::Pause,
                     StopReason::MaxTokens => Ended::MaxTokens,
-                    StopReason::Refusal => Ended::Refusal(
-                        completion.stop_details.and_then(|details| serde_json::from_value(details).ok()),
-                    ),
+                    StopReason::Refusal => {
+                        Ended::Refusal(completion.stop_details.and_then(|details| serde_json::from_value(details).ok()))
+                    }
                     StopReason::ContextWindowExceeded => Ended::WindowExceeded,
                     StopReason::EndTurn | StopReason::StopSequence | StopReason::Other(_) => Ended::EndTurn,
                 };
@@ -215,10 +211,7 @@ fn failure(error: ModelError) -> Failure {
 }
 
 /// The events that the conversation is made of, from the last compaction on.
-async fn conversation(
-    shared: &Shared,
-    session: &Session,
-) -> Result<Vec<palisade_core::batch::LogEntry>, StoreError> {
+async fn conversation(shared: &Shared, session: &Session) -> Result<Vec<palisade_core::batch::LogEntry>, StoreError> {
     let compaction = EventQuery {
         types: vec!["agent.thread_context_compacted".to_owned()],
         order: Order::Descending,

@@ -47,8 +47,7 @@ pub fn resume(state: &mut State, env: &mut Env<'_>) -> Outcome {
 
 /// Reads the inbox up to its last interrupt and ends the turn, if there is one.
 fn interrupt(step: &mut Step<'_, '_>) {
-    let last =
-        step.state.pending.iter().rposition(|p| matches!(p.event, Event::UserInterrupt(_))).unwrap_or(0);
+    let last = step.state.pending.iter().rposition(|p| matches!(p.event, Event::UserInterrupt(_))).unwrap_or(0);
     for _ in 0..=last {
         step.promote_first();
     }
@@ -72,9 +71,7 @@ fn interrupt(step: &mut Step<'_, '_>) {
 /// Reads the confirmations out of the inbox.
 fn confirm(step: &mut Step<'_, '_>) {
     let mut denied = false;
-    while let Some(at) =
-        step.state.pending.iter().position(|p| matches!(p.event, Event::UserToolConfirmation(_)))
-    {
+    while let Some(at) = step.state.pending.iter().position(|p| matches!(p.event, Event::UserToolConfirmation(_))) {
         let Some(Event::UserToolConfirmation(confirmation)) = step.promote(at) else { break };
         match confirmation.result {
             ToolConfirmationResult::Allow => {

@@ -81,8 +81,7 @@ pub fn complete(state: &mut State, request: &EventId, reply: Reply, env: &mut En
     }
     let mut step = Step::new(state, env);
     step.state.failures = 0;
-    step.state.window_used =
-        reply.usage.input + reply.usage.cache_read + reply.usage.cache_write + reply.usage.output;
+    step.state.window_used = reply.usage.input + reply.usage.cache_read + reply.usage.cache_write + reply.usage.output;
     if purpose == Purpose::Compaction {
         let summary: Vec<String> = reply
             .parts

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use palisade_api::{ClientEvent, ContentBlock, EventId, ToolConfirmationResult};
 
-use crate::session::{Answerer, Env, Outcome, Phase, Pending, Place, Refusal, State, Step};
+use crate::session::{Answerer, Env, Outcome, Pending, Phase, Place, Refusal, State, Step};
 
 /// Takes client events. `past` holds the ids of those tool calls that the events answer and that are in the log but no
 /// longer in the state: their turn is over.
@@ -96,9 +96,7 @@ fn check(state: &State, events: &[ClientEvent], past: &BTreeSet<EventId>) -> Res
                         ),
                     ));
                 }
-                if confirmation.result == ToolConfirmationResult::Allow
-                    && confirmation.deny_message.is_some()
-                {
+                if confirmation.result == ToolConfirmationResult::Allow && confirmation.deny_message.is_some() {
                     return Err(Refusal::field(at("deny_message"), "is only allowed with result \"deny\""));
                 }
                 if confirmation.result == ToolConfirmationResult::Deny {

@@ -8,8 +8,8 @@ mod ingest;
 mod update;
 mod work;
 
-pub(crate) use advance::{denial, is_input};
 pub use advance::{advance, resume};
+pub(crate) use advance::{denial, is_input};
 pub use complete::{Ended, Part, PartContent, Reply, complete};
 pub use end::{archive, may_delete};
 pub use fail::{Failure, FailureKind, fail};

@@ -33,8 +33,9 @@ pub fn update(state: &mut State, change: Change, env: &mut Env<'_>) -> Result<Ou
     }
     match (&change.budget, &state.session.budget) {
         (Patch::Value(_), None) => {
-            return Err(Refusal::field("budget", "can only be set when the session is created")
-                .code("budget_create_only"));
+            return Err(
+                Refusal::field("budget", "can only be set when the session is created").code("budget_create_only")
+            );
         }
         (Patch::Value(new), Some(_)) => {
             let cap = new.cents().map_err(|why| Refusal::field("budget.max_list_cost", why))?;
