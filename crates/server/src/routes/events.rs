@@ -131,8 +131,8 @@ async fn waiting(store: &dyn Store, session: &SessionId, filter: &Filter) -> Ans
 
 /// The log, and then what waits.
 async fn ascending(store: &dyn Store, mut events: EventQuery, filter: &Filter, place: Option<At>) -> Answer<Found> {
-    // What waits is read first: an event that is processed in between is then seen twice here and not at all never, and the
-    // log's form wins.
+    // What waits is read first: an event that is processed in between is then found twice rather than never, and the log's
+    // form of it wins.
     let waiting = waiting(store, &events.session, filter).await?;
     let (mut found, skip) = match place {
         Some(At::Waiting(id)) => {
