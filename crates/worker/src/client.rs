@@ -57,7 +57,7 @@ pub(crate) enum CallError {
 }
 
 impl CallError {
-    /// Whether trying again can help (worker-behaviour §12).
+    /// Whether trying again can help.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Status { should_retry: Some(retry), .. } => *retry,

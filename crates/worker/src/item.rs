@@ -1,4 +1,4 @@
-//! One work item, from the acknowledged claim to the stop (worker-behaviour §4).
+//! One work item, from the acknowledged claim to the stop.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -228,7 +228,7 @@ async fn serve_session(
     }
 }
 
-/// Installs the agent's skills. Each failure is told, none is fatal (worker-behaviour §9).
+/// Installs the agent's skills. Each failure is told, none is fatal.
 async fn install_skills(
     shared: &Shared,
     credential: &Credential,

@@ -1,4 +1,4 @@
-//! Keeping the lease on one work item (worker-behaviour §5).
+//! Keeping the lease on one work item.
 
 use std::sync::Arc;
 use std::time::Duration;

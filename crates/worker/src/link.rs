@@ -1,7 +1,7 @@
 //! The worker's ear: the event stream, its reconnections, and the history that closes every gap.
 //!
 //! Always in this order: open the stream, then list the history. Whatever happens in between is in both and is dropped
-//! by id later; nothing can be in neither (worker-behaviour §6). A list that fails is tried again until it works.
+//! by id later; nothing can be in neither. A list that fails is tried again until it works.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Pauses and limits of the worker's loops (worker-behaviour §4, §6 and §12). All are real time.
+/// Pauses and limits of the worker's loops. All are real time.
 #[derive(Debug, Clone)]
 pub struct Pace {
     /// Pause after an empty poll that the server answered at once: uniform between the two.

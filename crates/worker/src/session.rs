@@ -1,4 +1,4 @@
-//! Serving one session: events in, tool calls run, results out (worker-behaviour §6).
+//! Serving one session: events in, tool calls run, results out.
 //!
 //! One loop decides; tools and posts are tasks that it owns, so the stream is read while they run. Between a call's
 //! arrival and its start, and between its end and its post, nothing is waited for.

@@ -1,4 +1,4 @@
-//! Webhook mode: a delivery of `session.status_run_started` wakes the worker (worker-behaviour §13).
+//! Webhook mode: a delivery of `session.status_run_started` wakes the worker.
 //!
 //! A delivery is only a wake-up; nothing in it is trusted beyond that. It is remembered as handled when the look into the
 //! queue that it caused is complete, so a failed one is sent again and works.

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::secret::Secret;
 
-/// A claimed work item (worker-behaviour §1: the id is opaque, the hosted service uses the session's own id).
+/// A claimed work item (the id is opaque, the hosted service uses the session's own id).
 #[derive(Debug, Deserialize)]
 pub(crate) struct WorkItem {
     pub(crate) id: String,
