@@ -97,6 +97,12 @@ impl Feeds {
             .is_some_and(|sender| sender.receiver_count() > 0)
     }
 
+    /// Forgets the sessions that nobody listens to any more.
+    pub(crate) fn prune(&self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, sender| sender.receiver_count() > 0);
+    }
+
     /// Forgets a session; its readers see the end of the feed.
     pub fn close(&self, session: &SessionId) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(session);

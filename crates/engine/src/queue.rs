@@ -69,6 +69,12 @@ impl Wakers {
         self.of(environment).notify_waiters();
     }
 
+    /// Forgets the environments that nobody waits at.
+    fn prune(&self) {
+        let mut environments = self.environments.lock().unwrap_or_else(PoisonError::into_inner);
+        environments.retain(|_, waker| Arc::strong_count(waker) > 1);
+    }
+
     fn saw(&self, environment: &EnvironmentId, worker: &str, now: Timestamp) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() > 10_000 {
@@ -337,6 +343,8 @@ impl Engine {
                 () = tokio::time::sleep(SWEEP) => {}
                 () = self.shared.shutdown.cancelled() => return,
             }
+            self.shared.feeds.prune();
+            self.shared.queue.prune();
             if let Err(why) = self.sweep_once().await {
                 warn!(error = %why, "silent workers could not be looked for; trying again");
             }

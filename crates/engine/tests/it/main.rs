@@ -3,3 +3,4 @@
 #![expect(clippy::unwrap_used, reason = "a test binary unwraps")]
 
 mod model;
+mod session;
