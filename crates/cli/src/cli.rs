@@ -7,7 +7,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Address, Client};
 use crate::commands::{
-    agents, backup, completions, demo, doctor, environments, keys, run, server, sessions, up, worker,
+    agents, backup, bench, completions, demo, doctor, environments, keys, run, server, sessions, up, worker,
 };
 use crate::output::{Failure, Format, Outcome, Output};
 use crate::secret::Source;
@@ -64,6 +64,8 @@ enum Command {
     Backup(backup::BackupArgs),
     /// Check whether this machine can run sandboxes, and say what to change where it cannot.
     Doctor(doctor::DoctorArgs),
+    /// Measure this machine, side by side with the official workers where they are installed.
+    Bench(bench::BenchArgs),
     /// Print a completion script for a shell.
     Completions(completions::CompletionsArgs),
 }
@@ -160,6 +162,7 @@ fn dispatch(command: Command, out: Output) -> Outcome {
         Command::Keys(command) => block_on(keys::run(&command, out))?,
         Command::Backup(args) => backup::run(&args, out),
         Command::Doctor(args) => doctor::run(&args, out),
+        Command::Bench(args) => block_on(bench::run(&args, out))?,
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     }
 }

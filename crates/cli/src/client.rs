@@ -127,12 +127,7 @@ impl Client {
         Url::parse(&joined).context(format!("{path} is no path of the API"))
     }
 
-    fn request(
-        &self,
-        method: Method,
-        path: &str,
-        query: &[(&str, String)],
-    ) -> Outcome<reqwest::RequestBuilder> {
+    fn request(&self, method: Method, path: &str, query: &[(&str, String)]) -> Outcome<reqwest::RequestBuilder> {
         let mut url = self.url(path)?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
@@ -246,14 +241,12 @@ impl Client {
 /// The failure that an answer other than 2xx stands for.
 async fn refused(what: &str, response: reqwest::Response) -> Failure {
     let status = response.status();
-    let request_id =
-        response.headers().get("request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+    let request_id = response.headers().get("request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
     let body = response.bytes().await.unwrap_or_default();
     let envelope: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let message = envelope["error"]["message"].as_str().map_or_else(
-        || String::from_utf8_lossy(&body[..body.len().min(500)]).trim().to_owned(),
-        str::to_owned,
-    );
+    let message = envelope["error"]["message"]
+        .as_str()
+        .map_or_else(|| String::from_utf8_lossy(&body[..body.len().min(500)]).trim().to_owned(), str::to_owned);
     let id = request_id.map(|id| format!(", {id}")).unwrap_or_default();
     let failure =
         Failure::new(format!("cannot {what}")).why(format!("{message} ({}{id})", status.as_u16())).api(envelope);

@@ -1,11 +1,15 @@
 //! A session as it happens: history and stream joined without a gap, and shown.
 
 use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::client::{Client, Stream};
-use crate::output::{BOLD, CYAN, DIM, GREEN, Outcome, Output, RED, YELLOW};
+use crate::output::{BOLD, CYAN, DIM, GREEN, Outcome, Output, RED, YELLOW, note, plain};
+
+/// The longest pause before the stream is opened once more; about twice this in all.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A session's events from its beginning, each once, with previews of those that are being written where wanted.
 pub(crate) struct Follow {
@@ -42,18 +46,23 @@ impl Follow {
             let event = match self.history.pop_front() {
                 Some(event) => event,
                 None if self.over => return Ok(None),
-                None => match self.stream.next().await? {
-                    Some(event) => event,
-                    // The server ends streams when it shuts down; the log knows what came meanwhile.
-                    None => {
-                        self.stream = self.client.stream(&self.session, self.deltas).await?;
-                        self.history = history(&self.client, &self.session).await?.into();
+                None => match self.stream.next().await {
+                    Ok(Some(event)) => event,
+                    // The server ends streams when it shuts down, and a network may break; the log has what came meanwhile.
+                    Ok(None) | Err(_) => {
+                        self.reopen().await?;
                         continue;
                     }
                 },
             };
             if matches!(event["type"].as_str(), Some("session.deleted" | "session.status_terminated")) {
                 self.over = true;
+            }
+            // A preview of what the history has shown already comes too late.
+            if let Some(id) = event["event_id"].as_str().or_else(|| event["event"]["id"].as_str())
+                && self.seen.contains(&(id.to_owned(), true))
+            {
+                continue;
             }
             if let Some(id) = event["id"].as_str() {
                 let processed = !event["processed_at"].is_null();
@@ -62,6 +71,36 @@ impl Follow {
                 }
             }
             return Ok(Some(event));
+        }
+    }
+}
+
+impl Follow {
+    /// Opens the stream again, with patience: a server that is replaced is away for a moment.
+    async fn reopen(&mut self) -> Outcome<()> {
+        let mut pause = Duration::from_millis(50);
+        let mut said = false;
+        loop {
+            let opened = async {
+                let stream = self.client.stream(&self.session, self.deltas).await?;
+                Outcome::Ok((stream, history(&self.client, &self.session).await?))
+            };
+            match opened.await {
+                Ok((stream, history)) => {
+                    (self.stream, self.history) = (stream, history.into());
+                    return Ok(());
+                }
+                // Either the server has answered, and will not answer otherwise, or it has been away too long.
+                Err(failure) if failure.is_answer() || pause > PATIENCE => return Err(failure),
+                Err(_) => {
+                    if !said {
+                        note("the server is away; waiting for it");
+                        said = true;
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+            }
         }
     }
 }
@@ -120,6 +159,7 @@ impl Screen {
     fn delta(&mut self, event: &Value) {
         let id = event["event_id"].as_str().unwrap_or_default();
         let Some(text) = event["delta"]["content"]["text"].as_str() else { return };
+        let shown_as = plain(text);
         let same = self.partial.as_ref().is_some_and(|(shown, _)| shown == id);
         if !same {
             self.end_partial();
@@ -128,7 +168,7 @@ impl Screen {
         if let Some((_, shown)) = &mut self.partial {
             *shown += text.len();
         }
-        self.out.piece(text);
+        self.out.piece(shown_as);
     }
 
     /// What the deltas have not shown of a finished message: they may be dropped from the end under load.
@@ -140,12 +180,12 @@ impl Screen {
         };
         match shown {
             Some(shown) => {
-                self.out.piece(text.get(shown..).unwrap_or_default());
+                self.out.piece(plain(text.get(shown..).unwrap_or_default()));
                 self.end_partial();
             }
             None => {
                 self.end_partial();
-                self.out.line(text);
+                self.out.line(plain(&text));
             }
         }
     }
@@ -154,7 +194,7 @@ impl Screen {
         let out = &self.out;
         Some(match kind {
             "user.message" if !event["processed_at"].is_null() => {
-                format!("{} {}", out.paint(BOLD, ">"), content_text(&event["content"]))
+                format!("{} {}", out.paint(BOLD, ">"), plain(&content_text(&event["content"])))
             }
             "agent.tool_use" | "agent.mcp_tool_use" | "agent.custom_tool_use" => {
                 let name = event["name"].as_str().unwrap_or_default();
@@ -163,15 +203,15 @@ impl Screen {
                     Some("deny") => out.paint(RED, "  (denied)"),
                     _ => String::new(),
                 };
-                format!("{} {}{ask}", out.paint(CYAN, format!("● {name}")), summary(&event["input"]))
+                format!("{} {}{ask}", out.paint(CYAN, format!("● {}", plain(name))), summary(&event["input"]))
             }
             "user.tool_result" | "agent.tool_result" | "user.custom_tool_result" | "agent.mcp_tool_result" => {
                 let failed = event["is_error"] == json!(true);
                 let (mark, style) = if failed { ("✗", RED) } else { ("↳", DIM) };
                 let text = content_text(&event["content"]);
+                let text = plain(&text);
                 let total = text.lines().count();
-                let mut shown: Vec<String> =
-                    text.lines().take(self.result_lines).map(|line| clip(line, 160)).collect();
+                let mut shown: Vec<String> = text.lines().take(self.result_lines).map(|line| clip(line, 160)).collect();
                 if total > self.result_lines {
                     shown.push(format!("… {} more lines", total - self.result_lines));
                 }
@@ -185,7 +225,7 @@ impl Screen {
                 let error = &event["error"];
                 let retry = error["retry_status"]["type"].as_str().unwrap_or_default();
                 let message = error["message"].as_str().unwrap_or_default();
-                out.paint(RED, format!("! {message} ({retry})"))
+                out.paint(RED, format!("! {} ({retry})", plain(message)))
             }
             "session.status_idle" => {
                 let reason = event["stop_reason"]["type"].as_str().unwrap_or_default();
@@ -211,7 +251,7 @@ fn summary(input: &Value) -> String {
     let main = fields.iter().find_map(|field| input[*field].as_str());
     let text = main.map_or_else(|| input.to_string(), str::to_owned);
     let mut lines = text.lines().filter(|line| !line.trim().is_empty());
-    let first = lines.next().unwrap_or_default().trim().to_owned();
+    let first = plain(lines.next().unwrap_or_default().trim()).into_owned();
     let more = lines.count();
     let first = clip(&first, 110);
     if more > 0 { format!("{first} … (+{more} lines)") } else { first }

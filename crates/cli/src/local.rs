@@ -83,13 +83,23 @@ impl Running {
         .context("the engine cannot be started")?;
         let mut options = palisade_server::Options::new(setup.listen, state_dir.clone());
         let scheme = if setup.tls.is_some() { "https" } else { "http" };
-        options.tls =
-            setup.tls.map(|(cert, key)| palisade_server::Tls { cert, key });
+        options.tls = setup.tls.map(|(cert, key)| palisade_server::Tls { cert, key });
         options.allow_plaintext = setup.allow_plaintext;
-        let server = Server::bind(options, engine.clone()).await.context("the server cannot be started")?;
-        let bootstrap = palisade_server::keys::bootstrap(&*store, &state_dir, clock.now())
-            .await
-            .context("the first key cannot be made")?;
+        let ready = async {
+            let server = Server::bind(options, engine.clone()).await.context("the server cannot be started")?;
+            let bootstrap = palisade_server::keys::bootstrap(&*store, &state_dir, clock.now())
+                .await
+                .context("the first key cannot be made")?;
+            Ok((server, bootstrap))
+        };
+        let (server, bootstrap) = match ready.await {
+            Ok(ready) => ready,
+            Err(failure) => {
+                engine.shutdown().await;
+                sqlite.close().await;
+                return Err(failure);
+            }
+        };
         let url = format!("{scheme}://{}", server.local_addr());
         let url_file = url_file(&state_dir);
         let stop = CancellationToken::new();
@@ -143,13 +153,17 @@ pub(crate) async fn asked_to_end() -> Outcome<()> {
 }
 
 /// Sets the process up to hold many connections and to give nothing of its memory away.
-pub(crate) fn harden() {
+pub(crate) fn harden(role: Role) {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
     let files = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, maximum: files.maximum });
     let core = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
-    // Other processes of this user can then neither trace this one nor read its environment, and it leaves no core file.
-    let dump = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    // Other processes of this user can then neither trace this one nor read its environment. The kernel gives the /proc
+    // files of such a process and of its children to root, so that without root no user could be mapped into a sandbox.
+    let dump = match role {
+        Role::MakesSandboxes if !rustix::process::geteuid().is_root() => Ok(()),
+        _ => set_dumpable_behavior(DumpableBehavior::NotDumpable),
+    };
     for (what, result) in [
         ("the limit of open files cannot be raised", raised),
         ("core files cannot be turned off", core),
@@ -159,6 +173,15 @@ pub(crate) fn harden() {
             note(format!("warning: {what}: {why}"));
         }
     }
+}
+
+/// What a process is for, as far as its hardening depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Serves the API only.
+    Serves,
+    /// Makes sandboxes.
+    MakesSandboxes,
 }
 
 /// How the log is written.

@@ -1,5 +1,6 @@
 //! What people and programs read: results on standard output, everything else on standard error.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -114,6 +115,19 @@ impl Output {
     }
 }
 
+/// Text that does nothing to a terminal but show itself. What comes from models, tools and files may hold sequences that
+/// move the cursor, change titles or turn the direction of writing; whoever reads it must see what is there.
+pub(crate) fn plain(text: &str) -> Cow<'_, str> {
+    let harmful = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(harmful) {
+        return Cow::Borrowed(text);
+    }
+    // A carriage return before a line feed is only another line end.
+    Cow::Owned(text.replace("\r\n", "\n").replace(harmful, "\u{fffd}"))
+}
+
 fn paint(color: bool, style: Style, text: impl fmt::Display) -> String {
     if color { format!("{style}{text}{style:#}") } else { text.to_string() }
 }
@@ -160,6 +174,11 @@ impl Failure {
     #[must_use]
     pub(crate) fn api(self, error: Value) -> Failure {
         Failure { api: Some(error), ..self }
+    }
+
+    /// Whether the server has answered, rather than not been reached.
+    pub(crate) fn is_answer(&self) -> bool {
+        self.api.is_some()
     }
 
     /// Says it without failing.

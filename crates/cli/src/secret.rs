@@ -55,12 +55,12 @@ impl Source {
             Source::File(path) => {
                 let origin = path.display().to_string();
                 let mut text = Zeroizing::new(String::new());
-                std::fs::File::open(path)
-                    .and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text))
-                    .map_err(|why| {
+                std::fs::File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text)).map_err(
+                    |why| {
                         let fix = format!("check that {origin} exists and who may read it");
                         failed().why(format!("{origin}: {why}")).fix(fix)
-                    })?;
+                    },
+                )?;
                 (text, origin)
             }
             Source::Environment(name) => {

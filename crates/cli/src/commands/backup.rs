@@ -30,9 +30,7 @@ pub(crate) fn run(args: &BackupArgs, out: Output) -> Outcome {
             .fix("name the server's state directory with --state-dir"));
     }
     palisade_store::backup_file(&database, &args.file).map_err(|why| {
-        Failure::new("cannot back up")
-            .why(why)
-            .fix("name a file that does not exist, in a directory with enough room")
+        Failure::new("cannot back up").why(why).fix("name a file that does not exist, in a directory with enough room")
     })?;
     let bytes = std::fs::metadata(&args.file).map(|file| file.len()).unwrap_or_default();
     out.either(

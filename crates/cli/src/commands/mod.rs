@@ -2,6 +2,7 @@
 
 pub(crate) mod agents;
 pub(crate) mod backup;
+pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod doctor;
@@ -15,9 +16,11 @@ pub(crate) mod worker;
 
 use serde_json::Value;
 
-/// Text of an object's field; empty when it is not there.
+use crate::output::plain;
+
+/// Text of an object's field, safe to show; empty when it is not there.
 fn text(object: &Value, field: &str) -> String {
-    object[field].as_str().unwrap_or_default().to_owned()
+    plain(object[field].as_str().unwrap_or_default()).into_owned()
 }
 
 /// The time of an object's field, to the second.
@@ -32,7 +35,7 @@ fn describe(object: &Value) -> String {
     if let Value::Object(fields) = object {
         let width = fields.keys().map(|name| name.chars().count()).max().unwrap_or(0);
         for (name, value) in fields {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let value = value.as_str().map_or_else(|| value.to_string(), |text| plain(text).into_owned());
             lines.push(format!("{name:width$}  {value}"));
         }
     }

@@ -14,13 +14,15 @@ use crate::commands::agents::sandbox_tools;
 use crate::commands::sessions::message;
 use crate::commands::{text, up};
 use crate::follow::{Follow, Screen};
-use crate::output::{BOLD, Failure, Outcome, Output, YELLOW, note};
+use crate::output::{BOLD, Failure, Outcome, Output, YELLOW, note, plain};
 
 /// Give an agent one prompt and follow it to the end of its turn.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 the agent ended its turn; 1 an error; 2 the model refused; 3 the session gave up or was \
+#[command(
+    after_help = "Exit codes: 0 the agent ended its turn; 1 an error; 2 the model refused; 3 the session gave up or was \
                         ended; 4 calls wait for somebody else's answer; 5 the budget is used up.\n\
-                        Confirmations are asked for on the terminal, and denied where there is none.")]
+                        Confirmations are asked for on the terminal, and denied where there is none."
+)]
 pub(crate) struct RunArgs {
     /// What the agent is to do.
     prompt: String,
@@ -118,7 +120,8 @@ pub(crate) async fn follow(
     screen: &mut Screen,
     out: Output,
 ) -> Outcome<Ending> {
-    let mut events = Follow::open(client, session, true).await?;
+    // Programs get what the log will hold; previews are for people.
+    let mut events = Follow::open(client, session, !out.is_json()).await?;
     let path = format!("/v1/sessions/{session}/events");
     let sent = client.post("send the prompt", &path, &json!({"events": [message(prompt)]})).await?;
     let prompt_id = text(&sent["data"][0], "id");
@@ -178,7 +181,9 @@ impl Turn {
     fn take(&mut self, event: &Value) -> Verdict {
         let kind = event["type"].as_str().unwrap_or_default();
         match kind {
-            "user.message" if event["id"] == json!(self.prompt) && !event["processed_at"].is_null() => self.begun = true,
+            "user.message" if event["id"] == json!(self.prompt) && !event["processed_at"].is_null() => {
+                self.begun = true
+            }
             "agent.tool_use" | "agent.mcp_tool_use" | "agent.custom_tool_use" => self.calls.push(event.clone()),
             "session.status_terminated" | "session.deleted" => return Verdict::Ended(Ending::GaveUp),
             "session.status_idle" if self.begun => return self.idle(&event["stop_reason"]),
@@ -196,7 +201,8 @@ impl Turn {
             "requires_action" => {
                 let ids: Vec<&str> =
                     reason["event_ids"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-                let blocking = || self.calls.iter().filter(|call| call["id"].as_str().is_some_and(|id| ids.contains(&id)));
+                let blocking =
+                    || self.calls.iter().filter(|call| call["id"].as_str().is_some_and(|id| ids.contains(&id)));
                 let asks: Vec<Value> = blocking()
                     .filter(|call| call["evaluated_permission"] == json!("ask"))
                     .filter(|call| !self.answered.contains(call["id"].as_str().unwrap_or_default()))
@@ -224,11 +230,11 @@ async fn confirmations(calls: &[Value], out: Output) -> Vec<Value> {
     let mut answers = Vec::new();
     for call in calls {
         let (id, name) = (text(call, "id"), text(call, "name"));
-        let deny = |why: &str| {
-            json!({"type": "user.tool_confirmation", "tool_use_id": id, "result": "deny", "deny_message": why})
-        };
+        let deny = |why: &str| json!({"type": "user.tool_confirmation", "tool_use_id": id, "result": "deny", "deny_message": why});
         answers.push(if interactive {
-            let question = format!("{} {}\n{}", out.paint(YELLOW, "allow"), out.paint(BOLD, name), call["input"]);
+            // JSON escapes control characters by itself, and the rest is made harmless.
+            let input = call["input"].to_string();
+            let question = format!("{} {}\n{}", out.paint(YELLOW, "allow"), out.paint(BOLD, name), plain(&input));
             match ask(question).await.as_deref() {
                 Some("y" | "yes") => {
                     json!({"type": "user.tool_confirmation", "tool_use_id": id, "result": "allow"})

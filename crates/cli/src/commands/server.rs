@@ -159,7 +159,7 @@ pub(crate) fn announce(server: &Running, out: Output) {
 }
 
 pub(crate) fn run(args: &ServerArgs, out: Output) -> Outcome {
-    local::harden();
+    local::harden(local::Role::Serves);
     local::log(args.log_format, "info");
     let setup = args.setup()?;
     block_on(async {

@@ -61,13 +61,13 @@ async fn environment_key(server: &Running, state_dir: &Path, environment: &str) 
 }
 
 pub(crate) fn run(args: &UpArgs, out: Output) -> Outcome {
-    local::harden();
+    local::harden(local::Role::MakesSandboxes);
     local::log(args.server.log_format, "warn");
     let setup = args.server.setup()?;
     block_on(async {
         let mut server = Running::start(setup).await?;
-        let worker = match worker(&server, args, out).await {
-            Ok(worker) => worker,
+        let (worker, key_file) = match worker(&server, args, out).await {
+            Ok(made) => made,
             Err(failure) => {
                 server.shutdown().await;
                 return Err(failure);
@@ -94,6 +94,10 @@ pub(crate) fn run(args: &UpArgs, out: Output) -> Outcome {
         server.shutdown().await;
         failure = failure.or(match ended {
             Ok(Ok(_)) => None,
+            Ok(Err(why @ palisade_worker::Error::Unauthorized { .. })) => {
+                let fix = format!("if the key was revoked, remove {} to have a new one made", key_file.display());
+                Some(failed(&why).fix(fix))
+            }
             Ok(Err(why)) => Some(failed(&why)),
             Err(why) => Some(Failure::new("the worker ended").why(why)),
         });
@@ -101,14 +105,15 @@ pub(crate) fn run(args: &UpArgs, out: Output) -> Outcome {
     })?
 }
 
-/// A worker for the environment "local" of this server.
-async fn worker(server: &Running, args: &UpArgs, out: Output) -> Outcome<Worker> {
+/// A worker for the environment "local" of this server, and the file of its key.
+async fn worker(server: &Running, args: &UpArgs, out: Output) -> Outcome<(Worker, PathBuf)> {
     let state_dir = args.server.state.path()?;
     let client = Client::new(&server.url, Source::File(bootstrap_file(&state_dir)).read("the API key")?, None)?;
     let environment = local_environment(&client).await?;
-    let (_, key) = environment_key(server, &state_dir, &environment).await?;
+    let (key_file, key) = environment_key(server, &state_dir, &environment).await?;
     let mut options = options(&server.url, &environment, &key, local::make_state_dir(&state_dir.join("worker"))?);
     args.serving.apply(&mut options)?;
     options.on_event = Some(observer(out));
-    Worker::new(options).map_err(|why| failed(&why))
+    let worker = Worker::new(options).map_err(|why| failed(&why))?;
+    Ok((worker, key_file))
 }

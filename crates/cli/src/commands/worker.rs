@@ -120,7 +120,7 @@ impl ServingArgs {
             None => None,
             // Checked to be a small positive number, so that the conversion loses nothing but its fraction.
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
-            Some(cpus) if cpus >= 0.01 && cpus <= 4096.0 => Some((cpus * 1000.0) as u64),
+            Some(cpus) if (0.01..=4096.0).contains(&cpus) => Some((cpus * 1000.0) as u64),
             Some(cpus) => {
                 return Err(Failure::new("--cpus cannot be used").why(format!("{cpus} is not between 0.01 and 4096")));
             }
@@ -252,7 +252,7 @@ pub(crate) fn failed(why: &palisade_worker::Error) -> Failure {
 }
 
 pub(crate) fn run(args: &WorkerArgs, out: Output) -> Outcome {
-    local::harden();
+    local::harden(local::Role::MakesSandboxes);
     let key = args.key()?;
     local::log(args.log_format, "warn");
     let state_dir = local::make_state_dir(&args.state_dir)?;

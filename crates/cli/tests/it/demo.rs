@@ -38,13 +38,13 @@ fn the_demo_takes_what_git_knows_of_a_repository() {
     std::fs::create_dir_all(repo.join("target")).unwrap();
     std::fs::write(repo.join(".gitignore"), "target/\nignored\n").unwrap();
     std::fs::write(repo.join("README.md"), "# Tracked\n").unwrap();
-    std::fs::write(repo.join("ignored"), "FIXME ignored\n").unwrap();
-    std::fs::write(repo.join("target/built"), "FIXME built\n").unwrap();
-    std::fs::write(repo.join("new.txt"), "FIXME new\n").unwrap();
+    std::fs::write(repo.join("ignored"), "TODO ignored\n").unwrap();
+    std::fs::write(repo.join("target/built"), "TODO built\n").unwrap();
+    std::fs::write(repo.join("new.txt"), "TODO new\n").unwrap();
     let git = Command::new("git").arg("init").arg("-q").arg(&repo).status().unwrap();
     assert!(git.success());
     let said = rig.text(&["demo", "--repo", repo.to_str().unwrap(), "--out", "report.md"]);
     assert!(said.contains("(3 files)"), "{said}");
     let report = std::fs::read_to_string(rig.path("report.md")).unwrap();
-    assert!(report.contains("FIXME new") && !report.contains("FIXME ignored") && !report.contains("FIXME built"));
+    assert!(report.contains("TODO new") && !report.contains("TODO ignored") && !report.contains("TODO built"));
 }

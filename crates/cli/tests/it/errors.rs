@@ -18,7 +18,10 @@ fn a_failure_says_what_why_and_what_to_do() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     let lines: Vec<&str> = said.lines().collect();
-    assert!(lines[0].starts_with("error: ") && lines[1].starts_with("  why: ") && lines[2].starts_with("  fix: "), "{said}");
+    assert!(
+        lines[0].starts_with("error: ") && lines[1].starts_with("  why: ") && lines[2].starts_with("  fix: "),
+        "{said}"
+    );
 
     for args in [
         ["keys", "list"].as_slice(),

@@ -1,6 +1,6 @@
 //! Starts the binary in a directory of its own, and ends it.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -76,38 +76,27 @@ impl Rig {
     /// Starts a command that announces `listening on URL` on its standard output.
     pub(crate) fn start(&self, args: &[&str]) -> Running {
         let script = self.path("script.yaml");
-        let mut child = self
-            .command(args)
-            .args(["--listen", "127.0.0.1:0", "--script", script.to_str().unwrap()])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut command = self.command(args);
+        command.args(["--listen", "127.0.0.1:0", "--script", script.to_str().unwrap()]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut running = Running { child, url: String::new(), readers: None };
+        let mut out = BufReader::new(running.child.stdout.take().unwrap());
+        let err = running.child.stderr.take().unwrap();
         let mut lines = String::new();
-        loop {
+        while running.url.is_empty() {
             let mut line = String::new();
             if out.read_line(&mut line).unwrap() == 0 {
-                let mut said = String::new();
-                child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-                let _ = child.wait();
-                panic!("{args:?} ended: {lines}{said}");
+                panic!("{args:?} ended: {lines}{}", std::io::read_to_string(err).unwrap());
+            }
+            if let Some(url) = line.trim().strip_prefix("listening on ") {
+                url.clone_into(&mut running.url);
             }
             lines.push_str(&line);
-            if let Some(url) = line.trim().strip_prefix("listening on ") {
-                let url = url.to_owned();
-                let drain = |mut from: Box<dyn std::io::Read + Send>| {
-                    std::thread::spawn(move || {
-                        let mut text = String::new();
-                        let _ = from.read_to_string(&mut text);
-                        text
-                    })
-                };
-                let err = child.stderr.take().unwrap();
-                let readers = [drain(Box::new(out)), drain(Box::new(err))];
-                return Running { child, url, readers: Some(readers) };
-            }
         }
+        let rest = std::thread::spawn(move || std::io::read_to_string(out).unwrap());
+        let log = std::thread::spawn(move || std::io::read_to_string(err).unwrap());
+        running.readers = Some([rest, log]);
+        running
     }
 
     pub(crate) fn server(&self) -> Running {

@@ -43,9 +43,8 @@ fn a_session_is_followed_from_its_first_event_to_its_end() {
     let _server = rig.server();
     let agent = rig.object(&["agents", "create", "--name", "a", "--model", "scripted:test"]);
     let environment = rig.object(&["environments", "create", "--name", "e"]);
-    let made = [
-        "sessions", "create", "--agent", id(&agent), "--environment", id(&environment), "--prompt", "hello one",
-    ];
+    let made =
+        ["sessions", "create", "--agent", id(&agent), "--environment", id(&environment), "--prompt", "hello one"];
     let session = rig.object(&made);
 
     let mut follower = rig
@@ -88,11 +87,9 @@ fn following_ends_when_it_is_interrupted() {
     let _server = rig.server();
     let agent = rig.object(&["agents", "create", "--name", "a", "--model", "scripted"]);
     let environment = rig.object(&["environments", "create", "--name", "e"]);
-    let made =
-        ["sessions", "create", "--agent", id(&agent), "--environment", id(&environment), "--prompt", "hello"];
+    let made = ["sessions", "create", "--agent", id(&agent), "--environment", id(&environment), "--prompt", "hello"];
     let session = rig.object(&made);
-    let mut follower =
-        rig.command(&["sessions", "events", id(&session), "-f"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut follower = rig.command(&["sessions", "events", id(&session), "-f"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("idle: end_turn")));
     signal(follower.id(), "INT");

@@ -66,7 +66,12 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "DIR", default_value = "compat")]
     compat: PathBuf,
     /// The Python that the official SDK is installed for.
-    #[arg(long, value_name = "PROGRAM", env = "PALISADE_BENCH_PYTHON", default_value = "target/compat/venv/bin/python")]
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        env = "PALISADE_BENCH_PYTHON",
+        default_value = "target/compat/venv/bin/python"
+    )]
     python: PathBuf,
 }
 
@@ -116,7 +121,8 @@ pub(crate) async fn run(args: &BenchArgs, out: Output) -> Outcome {
         compat: args.compat.clone(),
         python: args.python.clone(),
     };
-    let known = |prefix: &String| FAMILIES.iter().flat_map(|(_, names)| *names).any(|name| name.starts_with(prefix.as_str()));
+    let known =
+        |prefix: &String| FAMILIES.iter().flat_map(|(_, names)| *names).any(|name| name.starts_with(prefix.as_str()));
     if let Some(unknown) = plan.only.iter().find(|prefix| !known(prefix)) {
         let names: Vec<_> = FAMILIES.iter().flat_map(|(_, names)| *names).copied().collect();
         return Err(Failure::new("nothing can be measured")

@@ -89,25 +89,101 @@ pub(super) struct Attempt {
     pub(super) layer: String,
 }
 
-/// Finds the verdicts in the results of the session's calls; the last one of each name counts.
+/// Finds the verdicts in the results of the session's calls. An attempt that worked once was not refused.
 pub(super) fn judge(events: &[Value]) -> Vec<Attempt> {
-    let results = events.iter().filter(|event| {
-        matches!(event["type"].as_str(), Some("user.tool_result" | "agent.tool_result"))
-    });
+    let results =
+        events.iter().filter(|event| matches!(event["type"].as_str(), Some("user.tool_result" | "agent.tool_result")));
     let texts: Vec<String> = results.map(|event| content_text(&event["content"])).collect();
     let judged = |name: &str| {
-        let line = texts.iter().flat_map(|text| text.lines()).rfind(|line| {
-            line.trim().strip_prefix("attempt=").and_then(|rest| rest.split(' ').next()) == Some(name)
-        });
-        let field = |field: &str| {
-            let mut words = line?.split_whitespace();
-            words.find_map(|word| word.strip_prefix(field)?.strip_prefix('='))
-        };
-        Attempt {
-            attempt: name.to_owned(),
-            refused: field("outcome") == Some("refused"),
-            layer: field("layer").unwrap_or("not attempted").to_owned(),
+        let mut verdict = Attempt { attempt: name.to_owned(), refused: false, layer: "not attempted".to_owned() };
+        for line in texts.iter().flat_map(|text| text.lines()) {
+            let field = |field: &str| {
+                let mut words = line.split_whitespace();
+                words.find_map(|word| word.strip_prefix(field)?.strip_prefix('='))
+            };
+            if field("attempt") != Some(name) {
+                continue;
+            }
+            verdict.refused = field("outcome") == Some("refused");
+            field("layer").unwrap_or("unknown").clone_into(&mut verdict.layer);
+            if !verdict.refused {
+                break;
+            }
         }
+        verdict
     };
     EXPECTED.iter().map(|(name, _)| judged(name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bait::Bait;
+    use super::*;
+    use serde_json::json;
+    use std::process::Command;
+
+    fn result(text: &str) -> Value {
+        json!({"type": "user.tool_result", "content": [{"type": "text", "text": text}]})
+    }
+
+    /// An attempt that cannot succeed anywhere shows nothing. So each is made where nothing stands in its way.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn without_a_sandbox_the_attempts_succeed() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| dir.path().join(name);
+        for directory in ["workspace", "usr", "etc"] {
+            std::fs::create_dir(place(directory)).unwrap();
+        }
+        for file in ["secret", "key", "kernel"] {
+            std::fs::write(place(file), "a line\n").unwrap();
+        }
+        let bait = Bait::start().await.unwrap();
+        let mut victim =
+            Command::new("sleep").arg("60").env("PALISADE_DEMO_MARKER", "what nobody may read").spawn().unwrap();
+        let key = place("key");
+        let targets = Targets {
+            pid: victim.id(),
+            key_files: &[&key],
+            host_file: &place("secret"),
+            tcp_port: bait.tcp_port,
+            udp_port: bait.udp_port,
+            forks: 40,
+            nonce: "nonce",
+        };
+        let here = |path: &str| place(path).display().to_string();
+        let mut events = Vec::new();
+        for (name, command) in commands(&targets) {
+            let mut command = command
+                .replace("/workspace", &here("workspace"))
+                .replace("/proc/sys/kernel/core_pattern", &here("kernel"));
+            if name == "outside" {
+                for directory in ["usr", "etc"] {
+                    command = command.replace(&format!(" /{directory}/"), &format!(" {}/", here(directory)));
+                }
+            }
+            let output = Command::new("bash").arg("-c").arg(command).output().unwrap();
+            events.push(result(&String::from_utf8_lossy(&output.stdout)));
+        }
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        let elsewhere = ["host_passwords", "network_outside", "network_dns"];
+        for attempt in judge(&events).iter().filter(|it| !elsewhere.contains(&it.attempt.as_str())) {
+            assert_eq!((attempt.refused, attempt.layer.as_str()), (false, "none"), "{attempt:?}");
+        }
+        assert!(bait.taken() >= 2);
+        bait.end().await;
+    }
+
+    #[test]
+    fn what_was_not_attempted_was_not_refused() {
+        let attempts = judge(&[result("attempt=worker_key outcome=refused layer=mount\n"), result("nothing")]);
+        let refused: Vec<&str> = attempts.iter().filter(|it| it.refused).map(|it| it.attempt.as_str()).collect();
+        assert_eq!(refused, ["worker_key"]);
+        assert_eq!(attempts.len(), EXPECTED.len());
+        let twice = [
+            result("attempt=worker_key outcome=refused layer=mount"),
+            result("attempt=worker_key outcome=SUCCEEDED layer=none"),
+        ];
+        assert!(judge(&twice).iter().all(|attempt| !attempt.refused));
+    }
 }

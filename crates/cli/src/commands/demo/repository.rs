@@ -32,7 +32,14 @@ fn top(path: &Path) -> Option<PathBuf> {
 fn git(path: &Path) -> Command {
     let mut git = Command::new("git");
     // A repository of somebody else must not make git run anything.
-    git.arg("-C").arg(path).args(["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "safe.directory=*"]);
+    git.arg("-C").arg(path).args([
+        "-c",
+        "core.fsmonitor=false",
+        "-c",
+        "core.hooksPath=/dev/null",
+        "-c",
+        "safe.directory=*",
+    ]);
     git.stdin(Stdio::null());
     git
 }
@@ -63,7 +70,8 @@ fn copy_known(from: &Path, seed: &Path) -> std::io::Result<Copied> {
     let (mut files, mut left_out, mut bytes) = (0, 0, 0);
     for name in listed.stdout.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
         let name = Path::new(std::ffi::OsStr::from_bytes(name));
-        if name.is_absolute() || name.components().any(|part| matches!(part.as_os_str().as_bytes(), b".." | b"target")) {
+        if name.is_absolute() || name.components().any(|part| matches!(part.as_os_str().as_bytes(), b".." | b"target"))
+        {
             left_out += 1;
             continue;
         }
