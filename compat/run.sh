@@ -26,10 +26,10 @@ case $only in '' | python | typescript) ;; *) fail "COMPAT_ONLY must be python o
 
 missing=()
 if [ "$only" != typescript ]; then
-  command -v python3 >/dev/null || missing+=("python3 (3.10 or later)")
+  python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || missing+=("python3 (3.10 or later)")
 fi
 if [ "$only" != python ]; then
-  command -v node >/dev/null || missing+=("node (20 or later)")
+  node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null || missing+=("node (20 or later)")
   command -v npm >/dev/null || missing+=("npm")
 fi
 if [ ${#missing[@]} -gt 0 ]; then
