@@ -91,7 +91,7 @@ if [ "$only" != typescript ]; then
   prepare_python
   echo "== Python: anthropic $(sed -n 's/^anthropic==//p' "$here/python/requirements.txt")"
   status=0
-  (cd "$here/python" && PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest --junitxml="$work/python.xml") || status=$?
+  (cd "$here/python" && PYTHONDONTWRITEBYTECODE=1 "$target/venv/bin/python" -m pytest --basetemp="$work/pytest" --junitxml="$work/python.xml") || status=$?
   read -r good bad < <("$target/venv/bin/python" - "$work/python.xml" <<'PY' || echo "0 0"
 import sys, xml.etree.ElementTree as tree
 suite = tree.parse(sys.argv[1]).getroot().find("testsuite")
