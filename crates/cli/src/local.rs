@@ -153,35 +153,31 @@ pub(crate) async fn asked_to_end() -> Outcome<()> {
 }
 
 /// Sets the process up to hold many connections and to give nothing of its memory away.
-pub(crate) fn harden(role: Role) {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+pub(crate) fn harden() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let files = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, maximum: files.maximum });
+    warn("the limit of open files cannot be raised", raised);
     let core = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
-    // Other processes of this user can then neither trace this one nor read its environment. The kernel gives the /proc
-    // files of such a process and of its children to root, so that without root no user could be mapped into a sandbox.
-    let dump = match role {
-        Role::MakesSandboxes if !rustix::process::geteuid().is_root() => Ok(()),
-        _ => set_dumpable_behavior(DumpableBehavior::NotDumpable),
-    };
-    for (what, result) in [
-        ("the limit of open files cannot be raised", raised),
-        ("core files cannot be turned off", core),
-        ("the process cannot be made non-dumpable", dump),
-    ] {
-        if let Err(why) = result {
-            note(format!("warning: {what}: {why}"));
-        }
+    warn("core files cannot be turned off", core);
+    // The kernel gives the /proc files of a sealed process's children to root, so that without root no user could be
+    // mapped into a sandbox.
+    if rustix::process::geteuid().is_root() {
+        seal();
     }
 }
 
-/// What a process is for, as far as its hardening depends on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// Serves the API only.
-    Serves,
-    /// Makes sandboxes.
-    MakesSandboxes,
+/// Has no other process of this user trace this one or read its environment. Not for a process that makes sandboxes without
+/// root.
+pub(crate) fn seal() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    warn("the process cannot be made non-dumpable", set_dumpable_behavior(DumpableBehavior::NotDumpable));
+}
+
+fn warn(what: &str, result: rustix::io::Result<()>) {
+    if let Err(why) = result {
+        note(format!("warning: {what}: {why}"));
+    }
 }
 
 /// How the log is written.

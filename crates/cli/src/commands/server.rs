@@ -159,7 +159,8 @@ pub(crate) fn announce(server: &Running, out: Output) {
 }
 
 pub(crate) fn run(args: &ServerArgs, out: Output) -> Outcome {
-    local::harden(local::Role::Serves);
+    local::harden();
+    local::seal();
     local::log(args.log_format, "info");
     let setup = args.setup()?;
     block_on(async {

@@ -61,7 +61,7 @@ async fn environment_key(server: &Running, state_dir: &Path, environment: &str) 
 }
 
 pub(crate) fn run(args: &UpArgs, out: Output) -> Outcome {
-    local::harden(local::Role::MakesSandboxes);
+    local::harden();
     local::log(args.server.log_format, "warn");
     let setup = args.server.setup()?;
     block_on(async {

@@ -252,7 +252,7 @@ pub(crate) fn failed(why: &palisade_worker::Error) -> Failure {
 }
 
 pub(crate) fn run(args: &WorkerArgs, out: Output) -> Outcome {
-    local::harden(local::Role::MakesSandboxes);
+    local::harden();
     let key = args.key()?;
     local::log(args.log_format, "warn");
     let state_dir = local::make_state_dir(&args.state_dir)?;

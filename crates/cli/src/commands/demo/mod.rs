@@ -83,7 +83,7 @@ pub(crate) fn run(args: &DemoArgs, out: Output) -> Outcome {
             .fix("name a file that does not exist"));
     }
     let marker = marker()?;
-    local::harden(local::Role::MakesSandboxes);
+    local::harden();
     local::log(local::LogFormat::Text, "error");
     let work = tempfile::Builder::new().prefix("palisade-demo-").tempdir().context("no temporary directory")?;
     let played = block_on(play(args, &cast, work.path(), &marker, out))??;

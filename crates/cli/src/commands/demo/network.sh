@@ -9,7 +9,8 @@ verdict network_outside "$worked" "$(layer_of "$said")"
 worked=no
 timeout 2 getent ahosts example.com >/dev/null 2>&1 && worked=yes
 verdict network_dns "$worked" "$alone"
+# One character: bash reads byte by byte, and the rest of a datagram is lost with the first one.
 worked=no
-{ exec 3<>/dev/udp/127.0.0.1/@UDP_PORT@ && echo ping >&3 && read -r -t 0.3 -u 3 reply && worked=yes; } 2>/dev/null
+{ exec 3<>/dev/udp/127.0.0.1/@UDP_PORT@ && echo ping >&3 && read -r -N 1 -t 0.3 -u 3 reply && worked=yes; } 2>/dev/null
 exec 3>&- 2>/dev/null
 verdict network_udp "$worked" "$alone"
