@@ -107,7 +107,7 @@ impl Client {
         let key = match &address.key {
             Some(source) => source.read("the API key")?,
             // The key of this machine's server is for this machine's server.
-            None if !is_loopback(&base) => {
+            None if !is_loopback(&base) && running_at(&address.state_dir).as_ref() != Some(&base) => {
                 return Err(Failure::new("no API key is known")
                     .why(format!("{base} is not on this machine, so the key in the state directory is not for it"))
                     .fix("name a file with --api-key-file or a variable with --api-key-env"));
@@ -156,9 +156,12 @@ impl Client {
             text = error.to_string();
             cause = error.source();
         }
-        Failure::new(format!("cannot {what}"))
-            .why(format!("{} does not answer: {text}", self.base))
-            .fix("check that the server runs (`palisade up` starts one) and that --base-url is right")
+        Failure::new(format!("cannot {what}")).why(format!("{} does not answer: {text}", self.base)).fix(
+            match self.base.scheme() {
+                "https" => "check --base-url, and name the authority of the server's certificate with --ca-file",
+                _ => "check that the server runs (`palisade up` starts one) and that --base-url is right",
+            },
+        )
     }
 
     /// One call with a time limit; `what` completes "cannot …".

@@ -1,7 +1,7 @@
 //! The planes inside this process: the engine and its server, and what a process of either kind sets up first.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,6 +51,8 @@ pub(crate) struct Setup {
 /// A server of this process.
 pub(crate) struct Running {
     pub(crate) url: String,
+    /// Where a process of this machine reaches it.
+    pub(crate) local_url: String,
     /// Where the first key was written, when this was the first start.
     pub(crate) bootstrap: Option<PathBuf>,
     pub(crate) store: Arc<dyn Store>,
@@ -100,12 +102,20 @@ impl Running {
                 return Err(failure);
             }
         };
-        let url = format!("{scheme}://{}", server.local_addr());
+        let address = server.local_addr();
+        let url = format!("{scheme}://{address}");
+        // "Any address" is no address to connect to.
+        let near = match address.ip() {
+            ip if !ip.is_unspecified() => ip,
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        let local_url = format!("{scheme}://{}", SocketAddr::new(near, address.port()));
         let url_file = url_file(&state_dir);
         let stop = CancellationToken::new();
         let task = tokio::spawn(server.run(stop.clone()));
-        let running = Running { url, bootstrap, store, clock, sqlite, engine, stop, task, url_file };
-        write_whole(&running.url_file, running.url.as_bytes()).context("the server's address cannot be noted")?;
+        let running = Running { url, local_url, bootstrap, store, clock, sqlite, engine, stop, task, url_file };
+        write_whole(&running.url_file, running.local_url.as_bytes()).context("the server's address cannot be noted")?;
         Ok(running)
     }
 

@@ -99,6 +99,7 @@ impl Output {
                     text.extend(std::iter::repeat_n(' ', pad));
                 }
             }
+            text.truncate(text.trim_end().len());
             text
         };
         let head: Vec<String> = head.iter().map(|cell| cell.to_uppercase()).collect();

@@ -37,7 +37,7 @@ pub(crate) struct ServerArgs {
     tls_key: Option<PathBuf>,
     /// Listen without TLS on an address that other machines reach: every key then crosses the network in the clear.
     #[arg(long)]
-    allow_plaintext: bool,
+    pub(crate) allow_plaintext: bool,
     #[command(flatten)]
     pub(crate) models: ModelArgs,
     /// List prices by model id (YAML or JSON; cents per million tokens); sessions of other models cannot have a budget.

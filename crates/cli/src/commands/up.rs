@@ -29,6 +29,9 @@ const LOCAL: &str = "local";
 pub(crate) struct UpArgs {
     #[command(flatten)]
     server: ServerArgs,
+    /// Certificates (PEM) to trust besides the system's, for the worker's connection to a server with TLS.
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
     #[command(flatten)]
     serving: ServingArgs,
 }
@@ -108,11 +111,15 @@ pub(crate) fn run(args: &UpArgs, out: Output) -> Outcome {
 /// A worker for the environment "local" of this server, and the file of its key.
 async fn worker(server: &Running, args: &UpArgs, out: Output) -> Outcome<(Worker, PathBuf)> {
     let state_dir = args.server.state.path()?;
-    let client = Client::new(&server.url, Source::File(bootstrap_file(&state_dir)).read("the API key")?, None)?;
+    let api_key = Source::File(bootstrap_file(&state_dir)).read("the API key")?;
+    let client = Client::new(&server.local_url, api_key, args.ca_file.as_deref())?;
     let environment = local_environment(&client).await?;
     let (key_file, key) = environment_key(server, &state_dir, &environment).await?;
-    let mut options = options(&server.url, &environment, &key, local::make_state_dir(&state_dir.join("worker"))?);
+    let mut options = options(&server.local_url, &environment, &key, local::make_state_dir(&state_dir.join("worker"))?);
     args.serving.apply(&mut options)?;
+    options.ca_file.clone_from(&args.ca_file);
+    // The worker's connection does not leave this machine, whatever the address is called.
+    options.insecure_http = args.server.allow_plaintext;
     options.on_event = Some(observer(out));
     let worker = Worker::new(options).map_err(|why| failed(&why))?;
     Ok((worker, key_file))
