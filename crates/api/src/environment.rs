@@ -199,9 +199,7 @@ impl EnvironmentConfigParam {
             EnvironmentConfigParam::Cloud { networking, packages } => (networking, packages),
         };
         let (old_networking, old_packages) = match stored {
-            Some(EnvironmentConfig::Cloud { networking, packages }) => {
-                (networking.clone(), packages.clone())
-            }
+            Some(EnvironmentConfig::Cloud { networking, packages }) => (networking.clone(), packages.clone()),
             _ => (Networking::Unrestricted {}, Packages::default()),
         };
         let networking = match networking {

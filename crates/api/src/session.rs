@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    AgentId, DeploymentId, EnvironmentId, Extra, McpServer, Metadata, MetadataPatch, ModelParam, Patch,
-    ResourceParam, SessionAgent, SessionId, SessionResource, SkillParam, Timestamp, ToolParam, VaultId,
+    AgentId, DeploymentId, EnvironmentId, Extra, McpServer, Metadata, MetadataPatch, ModelParam, Patch, ResourceParam,
+    SessionAgent, SessionId, SessionResource, SkillParam, Timestamp, ToolParam, VaultId,
 };
 
 /// What a session is doing.
@@ -39,14 +39,9 @@ impl SessionStatus {
 
     /// The status of this name, if it is one that sessions have.
     pub fn from_name(name: &str) -> Option<SessionStatus> {
-        [
-            SessionStatus::Idle,
-            SessionStatus::Running,
-            SessionStatus::Rescheduling,
-            SessionStatus::Terminated,
-        ]
-        .into_iter()
-        .find(|status| status.as_str() == name)
+        [SessionStatus::Idle, SessionStatus::Running, SessionStatus::Rescheduling, SessionStatus::Terminated]
+            .into_iter()
+            .find(|status| status.as_str() == name)
     }
 }
 
@@ -252,7 +247,7 @@ pub enum AgentRef {
     /// The newest version of this agent.
     Id(AgentId),
     /// An object.
-    Object(AgentRefObject),
+    Object(Box<AgentRefObject>),
 }
 
 /// The agent of a new session.

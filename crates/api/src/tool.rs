@@ -6,8 +6,7 @@ use serde_json::Value;
 use crate::Extra;
 
 /// The built-in tools of `agent_toolset_20260401`.
-pub const BUILTIN_TOOLS: [&str; 8] =
-    ["bash", "read", "write", "edit", "glob", "grep", "web_fetch", "web_search"];
+pub const BUILTIN_TOOLS: [&str; 8] = ["bash", "read", "write", "edit", "glob", "grep", "web_fetch", "web_search"];
 
 /// When a call may run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -233,10 +232,7 @@ pub struct McpConfigParam {
 
 fn resolve_default(param: Option<ToolDefaultParam>, policy: PermissionPolicy) -> ToolDefault {
     let param = param.unwrap_or_default();
-    ToolDefault {
-        enabled: param.enabled.unwrap_or(true),
-        permission_policy: param.permission_policy.unwrap_or(policy),
-    }
+    ToolDefault { enabled: param.enabled.unwrap_or(true), permission_policy: param.permission_policy.unwrap_or(policy) }
 }
 
 impl ToolParam {

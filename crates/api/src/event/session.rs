@@ -75,7 +75,7 @@ pub struct SessionUpdatedEvent {
     pub metadata: Option<Metadata>,
     /// The whole agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub agent: Option<SessionAgent>,
+    pub agent: Option<Box<SessionAgent>>,
     /// The new budget; null when it was removed.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
     pub budget: Patch<Budget>,

@@ -27,7 +27,9 @@ fn objects() {
     round_trip::<ErrorEnvelope>(include_str!("../fixtures/error.json"));
     round_trip::<ErrorEnvelope>(include_str!("../fixtures/error_2.json"));
     round_trip::<SendEvents>(include_str!("../fixtures/events.json"));
-    round_trip::<Page<Event>>(&include_str!("../fixtures/sent.json").replace("\"data\"", "\"next_page\": null, \"data\""));
+    round_trip::<Page<Event>>(
+        &include_str!("../fixtures/sent.json").replace("\"data\"", "\"next_page\": null, \"data\""),
+    );
 }
 
 #[test]

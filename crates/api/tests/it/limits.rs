@@ -15,9 +15,7 @@ fn a_patch_has_three_states() {
 fn unknown_fields_of_requests_are_named() {
     let wrong = serde_json::from_value::<AgentCreate>(json!({"model": "m", "name": "n", "colour": "red"}));
     assert!(wrong.unwrap_err().to_string().contains("colour"));
-    let wrong = serde_json::from_value::<SendEvents>(
-        json!({"events": [{"type": "user.interrupt", "force": true}]}),
-    );
+    let wrong = serde_json::from_value::<SendEvents>(json!({"events": [{"type": "user.interrupt", "force": true}]}));
     assert!(wrong.unwrap_err().to_string().contains("force"));
     let wrong = serde_json::from_value::<SendEvents>(json!({"events": [{"type": "agent.message"}]}));
     assert!(wrong.unwrap_err().to_string().contains("agent.message"));

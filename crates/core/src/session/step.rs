@@ -344,7 +344,7 @@ impl<'s, 'e> Step<'s, 'e> {
             id: self.env.ids.event(),
             title: if changed.title { as_patch(session.title.clone()) } else { Patch::Absent },
             metadata: (changed.metadata && !session.metadata.is_empty()).then(|| session.metadata.clone()),
-            agent: changed.agent.then(|| session.agent.clone()),
+            agent: changed.agent.then(|| Box::new(session.agent.clone())),
             budget: match (changed.budget, &session.budget) {
                 (false, _) => Patch::Absent,
                 (true, None) => Patch::Null,

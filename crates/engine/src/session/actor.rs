@@ -98,7 +98,7 @@ impl Actor {
     }
 
     async fn recover(&mut self) -> Result<(), End> {
-        self.apply(|state, env| session::resume(state, env)).await?;
+        self.apply(session::resume).await?;
         if let Some(work) = self.state.work.clone()
             && self.state.needs_hands()
         {

@@ -189,16 +189,12 @@ fn check_budget(service: &Service, budget: &Budget, agent: &SessionAgent) -> Ans
 async fn pinned(service: &Service, reference: AgentRef) -> Answer<SessionAgent> {
     let (id, version, overrides) = match reference {
         AgentRef::Id(id) => (id, None, None),
-        AgentRef::Object(AgentRefObject::Agent { id, version }) => (id, version, None),
-        AgentRef::Object(AgentRefObject::AgentWithOverrides {
-            id,
-            version,
-            model,
-            system,
-            tools,
-            mcp_servers,
-            skills,
-        }) => (id, version, Some((model, system, tools, mcp_servers, skills))),
+        AgentRef::Object(object) => match *object {
+            AgentRefObject::Agent { id, version } => (id, version, None),
+            AgentRefObject::AgentWithOverrides { id, version, model, system, tools, mcp_servers, skills } => {
+                (id, version, Some((model, system, tools, mcp_servers, skills)))
+            }
+        },
     };
     if version == Some(0) {
         return Err(Fault::field("agent.version", "must be at least 1"));
