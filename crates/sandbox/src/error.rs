@@ -31,6 +31,9 @@ pub enum Error {
     /// The user could not be mapped.
     #[error("mapping the sandbox's user: {0}")]
     UserMap(io::Error),
+    /// No host user could be claimed for the sandbox.
+    #[error("claiming a host user for the sandbox: {0}")]
+    Identity(io::Error),
     /// A control group could not be set up.
     #[error("setting up the control group {path}: {cause}", path = path.display())]
     Cgroup {

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use palisade_cell::{Reply, Request, check_length, decode, encode};
+use palisade_cell::{INPUT_WINDOW, LEAST_CHARGE, OUTPUT_WINDOW, Reply, Request, charge, check_length, decode, encode};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::native::Process;
@@ -78,7 +78,7 @@ pub enum Output {
 
 enum Waiting {
     Tool(oneshot::Sender<ToolOutput>),
-    Exec(mpsc::Sender<Heard>),
+    Exec(mpsc::Sender<Heard>, Arc<Semaphore>),
 }
 
 enum Heard {
@@ -87,10 +87,35 @@ enum Heard {
     Failed(String),
 }
 
+/// Frames of output that one window allows, and the end.
+const FRAMES: usize = (OUTPUT_WINDOW / LEAST_CHARGE) as usize + 1;
+
+/// The sending half. A sender that gives up midway leaves its frame's rest here, so that the next one finishes it.
+struct Writer {
+    half: OwnedWriteHalf,
+    frame: Vec<u8>,
+    sent: usize,
+}
+
+impl Writer {
+    async fn flush(&mut self) -> io::Result<()> {
+        while self.sent < self.frame.len() {
+            let sent = self.half.write(&self.frame[self.sent..]).await?;
+            if sent == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.sent += sent;
+        }
+        self.frame = Vec::new();
+        self.sent = 0;
+        Ok(())
+    }
+}
+
 type Table = Arc<Mutex<Option<HashMap<u64, Waiting>>>>;
 
 struct Link {
-    writer: tokio::sync::Mutex<OwnedWriteHalf>,
+    writer: tokio::sync::Mutex<Writer>,
     waiting: Table,
     next: AtomicU64,
     /// Wishes of those who cannot wait: calls that were dropped.
@@ -117,7 +142,7 @@ impl Sandbox {
         let waiting: Table = Arc::new(Mutex::new(Some(HashMap::new())));
         let (cancels, mut wishes) = mpsc::channel(256);
         let link = Arc::new(Link {
-            writer: tokio::sync::Mutex::new(writer),
+            writer: tokio::sync::Mutex::new(Writer { half: writer, frame: Vec::new(), sent: 0 }),
             waiting: waiting.clone(),
             next: AtomicU64::new(1),
             cancels,
@@ -125,7 +150,12 @@ impl Sandbox {
         let listener = tokio::spawn(async move {
             // However it ends, nobody may wait for an answer that cannot come.
             let _ = listen(reader, &waiting).await;
-            *waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            let left = waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+            for waiting in left.into_iter().flat_map(HashMap::into_values) {
+                if let Waiting::Exec(_, input) = waiting {
+                    input.close();
+                }
+            }
         });
         let canceller = {
             let link = Arc::downgrade(&link);
@@ -183,8 +213,11 @@ impl Sandbox {
     pub async fn exec(&self, request: ExecRequest) -> Result<Exec, Error> {
         let id = self.link.next.fetch_add(1, Ordering::Relaxed);
         // The cell sends no more than its window, so this many frames never fill up.
-        let (sender, heard) = mpsc::channel(4096);
-        self.link.expect(id, Waiting::Exec(sender))?;
+        let (sender, heard) = mpsc::channel(FRAMES);
+        let input = Arc::new(Semaphore::new(INPUT_WINDOW as usize));
+        self.link.expect(id, Waiting::Exec(sender, input.clone()))?;
+        // From here on dropping it takes everything back.
+        let exec = Exec { link: self.link.clone(), id, heard, input, status: None };
         let timeout_ms = request.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis().max(1)).unwrap_or(0));
         let message = Request::Exec {
             id,
@@ -195,7 +228,7 @@ impl Sandbox {
             timeout_ms,
         };
         self.link.send(&message, &[]).await?;
-        Ok(Exec { link: self.link.clone(), id, heard, status: None })
+        Ok(exec)
     }
 
     /// Ends the sandbox and everything in it, and waits until it is gone.
@@ -236,7 +269,9 @@ impl Link {
     async fn send(&self, request: &Request, raw: &[u8]) -> Result<(), Error> {
         let frame = encode(request, raw).map_err(Error::Protocol)?;
         let mut writer = self.writer.lock().await;
-        writer.write_all(&frame).await.map_err(|_| Error::Ended)
+        writer.flush().await.map_err(|_| Error::Ended)?;
+        writer.frame = frame;
+        writer.flush().await.map_err(|_| Error::Ended)
     }
 }
 
@@ -264,27 +299,42 @@ async fn listen(mut reader: OwnedReadHalf, waiting: &Table) -> io::Result<()> {
         let (reply, raw) = decode::<Reply>(&frame)?;
         let (id, last) = match &reply {
             Reply::Tool { id, .. } | Reply::Exit { id, .. } | Reply::ExecFailed { id, .. } => (*id, true),
-            Reply::Output { id, .. } => (*id, false),
+            Reply::Output { id, .. } | Reply::Taken { id, .. } => (*id, false),
         };
         let mut table = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(table) = table.as_mut() else { return Ok(()) };
         if last {
-            match (table.remove(&id), reply) {
+            let waiting = table.remove(&id);
+            if let Some(Waiting::Exec(_, input)) = &waiting {
+                input.close();
+            }
+            match (waiting, reply) {
                 (Some(Waiting::Tool(sender)), Reply::Tool { content, is_error, .. }) => {
                     let _ = sender.send(ToolOutput { content, is_error });
                 }
-                (Some(Waiting::Exec(sender)), Reply::Exit { code, signal, timed_out, .. }) => {
+                (Some(Waiting::Exec(sender, _)), Reply::Exit { code, signal, timed_out, .. }) => {
                     let _ = sender.try_send(Heard::Exit(ExitStatus { code, signal, timed_out }));
                 }
-                (Some(Waiting::Exec(sender)), Reply::ExecFailed { message, .. }) => {
+                (Some(Waiting::Exec(sender, _)), Reply::ExecFailed { message, .. }) => {
                     let _ = sender.try_send(Heard::Failed(message));
                 }
                 _ => {}
             }
-        } else if let (Some(Waiting::Exec(sender)), Reply::Output { stderr, .. }) = (table.get(&id), reply) {
-            let bytes = raw.to_vec();
-            let output = if stderr { Output::Stderr(bytes) } else { Output::Stdout(bytes) };
-            let _ = sender.try_send(Heard::Output(output));
+        } else if let Some(Waiting::Exec(sender, input)) = table.get(&id) {
+            match reply {
+                Reply::Output { stderr, .. } => {
+                    let bytes = raw.to_vec();
+                    let output = if stderr { Output::Stderr(bytes) } else { Output::Stdout(bytes) };
+                    if let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(Heard::Output(output)) {
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, "more output than its window allows"));
+                    }
+                }
+                Reply::Taken { bytes, .. } => {
+                    let room = (INPUT_WINDOW as usize).saturating_sub(input.available_permits());
+                    input.add_permits(usize::try_from(bytes).unwrap_or(room).min(room));
+                }
+                _ => {}
+            }
         }
     }
 }
@@ -294,6 +344,8 @@ pub struct Exec {
     link: Arc<Link>,
     id: u64,
     heard: mpsc::Receiver<Heard>,
+    /// What may still be sent as input.
+    input: Arc<Semaphore>,
     status: Option<ExitStatus>,
 }
 
@@ -316,7 +368,7 @@ impl Exec {
             Some(Heard::Output(output)) => {
                 let (Output::Stdout(bytes) | Output::Stderr(bytes)) = &output;
                 // Only what has been taken may be followed by more: a slow reader slows the command down.
-                self.link.send(&Request::Window { id: self.id, bytes: bytes.len() as u64 }, &[]).await?;
+                self.link.send(&Request::Window { id: self.id, bytes: charge(bytes.len()) }, &[]).await?;
                 Ok(Some(output))
             }
             Some(Heard::Exit(status)) => {
@@ -351,12 +403,17 @@ impl Exec {
         self.status
     }
 
-    /// Sends input.
+    /// Sends input; waits while the command has not taken what was sent before. What a command does not read any more is
+    /// thrown away: its status says the rest.
     ///
     /// # Errors
     /// When the sandbox has ended.
     pub async fn write(&self, bytes: &[u8]) -> Result<(), Error> {
         for piece in bytes.chunks(64 << 10) {
+            let wanted = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+            // Closed when the command has ended.
+            let Ok(permits) = self.input.acquire_many(wanted).await else { return Ok(()) };
+            permits.forget();
             self.link.send(&Request::Stdin { id: self.id }, piece).await?;
         }
         Ok(())

@@ -1,71 +1,69 @@
-//! Commands: their output as it comes, their input, signals, and their end.
+//! Commands: their output as it comes, their input, signals, and their end. One thread attends to each.
 
-use std::io::{self, Read, Write};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use palisade_cell::Reply;
+use palisade_cell::{LEAST_CHARGE, OUTPUT_WINDOW, Reply, charge};
 
-use crate::reaper::{self, Ended};
+use crate::reaper::{self, Ended, Started};
 use crate::serve::Link;
-use crate::sys;
+use crate::sys::{self, Event, interest};
 
-/// Output that may be under way before the receiver must have taken some.
-const WINDOW: u64 = 1 << 20;
-/// After a command has ended, others may hold its pipes: they are listened to no longer than this.
+/// After a command has ended, others may hold its pipes: they are listened to no longer than this …
 const DRAIN: Duration = Duration::from_millis(200);
+/// … and for no more than this, which is what two pipes can hold at most.
+const DRAIN_BYTES: usize = 2 << 20;
+const BUFFER: usize = 32 << 10;
 
 /// A running command, as others see it.
 pub(crate) struct Running {
     pid: i32,
-    stdin: Mutex<Option<std::process::ChildStdin>>,
-    window: Mutex<u64>,
-    opened: Condvar,
-    over: AtomicBool,
+    wake: Event,
+    wishes: Mutex<Wishes>,
+}
+
+/// What others want of the thread that attends to a command.
+struct Wishes {
+    input: Vec<u8>,
+    close_input: bool,
+    window: u64,
+    kill: bool,
+    over: bool,
 }
 
 impl Running {
+    fn lock(&self) -> MutexGuard<'_, Wishes> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn signal(&self, signal: i32) {
-        sys::kill(-self.pid, signal);
+        let wishes = self.lock();
+        if !wishes.over {
+            sys::kill(-self.pid, signal);
+        }
     }
 
     pub(crate) fn kill(&self) {
-        self.over.store(true, Ordering::Relaxed);
-        self.opened.notify_all();
-        reaper::kill_tree(self.pid);
+        self.lock().kill = true;
+        self.wake.raise();
     }
 
+    /// Input for the command; none ends it. The sender keeps to its window, so this stays small.
     pub(crate) fn write(&self, bytes: &[u8]) {
-        let mut stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
-        if bytes.is_empty() {
-            *stdin = None;
-        } else if let Some(pipe) = stdin.as_mut()
-            && pipe.write_all(bytes).is_err()
-        {
-            // The command reads no more.
-            *stdin = None;
-        }
+        let mut wishes = self.lock();
+        wishes.input.extend_from_slice(bytes);
+        wishes.close_input |= bytes.is_empty();
+        self.wake.raise();
     }
 
     pub(crate) fn open_window(&self, bytes: u64) {
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        *window = window.saturating_add(bytes).min(WINDOW);
-        self.opened.notify_all();
-    }
-
-    /// Waits until something may be sent, and takes up to `wanted` of it.
-    fn take_window(&self, wanted: u64) -> u64 {
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        while *window == 0 && !self.over.load(Ordering::Relaxed) {
-            window = self.opened.wait(window).unwrap_or_else(PoisonError::into_inner);
-        }
-        let taken = wanted.min(*window);
-        *window -= taken;
-        taken
+        let mut wishes = self.lock();
+        wishes.window = wishes.window.saturating_add(bytes).min(OUTPUT_WINDOW);
+        self.wake.raise();
     }
 }
 
@@ -81,8 +79,7 @@ pub(crate) struct Wanted {
 
 /// Starts a command. It is answered through `link`.
 pub(crate) fn start(wanted: Wanted, base: &[(String, String)], link: &Arc<Link>) -> io::Result<Arc<Running>> {
-    let (program, arguments) =
-        wanted.argv.split_first().ok_or_else(|| io::Error::other("argv is empty"))?;
+    let (program, arguments) = wanted.argv.split_first().ok_or_else(|| io::Error::other("argv is empty"))?;
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -94,75 +91,182 @@ pub(crate) fn start(wanted: Wanted, base: &[(String, String)], link: &Arc<Link>)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
-    let (mut child, ended) = reaper::spawn(&mut command)?;
-    let running = Arc::new(Running {
-        pid: i32::try_from(child.id()).unwrap_or(-1),
-        stdin: Mutex::new(child.stdin.take()),
-        window: Mutex::new(WINDOW),
-        opened: Condvar::new(),
-        over: AtomicBool::new(false),
-    });
-    let out = child.stdout.take().map(|pipe| pump(pipe, false, wanted.id, &running, link));
-    let err = child.stderr.take().map(|pipe| pump(pipe, true, wanted.id, &running, link));
-    let (id, timeout, link, shared) = (wanted.id, wanted.timeout_ms, link.clone(), running.clone());
-    std::thread::Builder::new().stack_size(128 << 10).spawn(move || {
-        let (ended, timed_out) = await_end(&ended, timeout, &shared);
-        let deadline = Instant::now() + DRAIN;
-        for pump in [out, err].into_iter().flatten().flatten() {
-            while !pump.is_finished() && Instant::now() < deadline {
-                std::thread::park_timeout(Duration::from_micros(300));
-            }
-        }
-        shared.over.store(true, Ordering::Relaxed);
-        shared.opened.notify_all();
+    let wake = Event::new()?;
+    let started = reaper::spawn(&mut command)?;
+    let pid = started.pid;
+    let wishes = Wishes { input: Vec::new(), close_input: false, window: OUTPUT_WINDOW, kill: false, over: false };
+    let running = Arc::new(Running { pid, wake, wishes: Mutex::new(wishes) });
+    let (link, shared) = (link.clone(), running.clone());
+    let thread = std::thread::Builder::new().stack_size(128 << 10).spawn(move || {
+        let id = wanted.id;
+        let (ended, timed_out) = attend(started, &wanted, &shared, &link);
+        shared.lock().over = true;
         link.forget(id);
         link.send(&Reply::Exit { id, code: ended.code, signal: ended.signal, timed_out }, &[]);
-    })?;
+    });
+    if let Err(why) = thread {
+        reaper::kill_tree(pid);
+        return Err(why);
+    }
     Ok(running)
 }
 
-fn await_end(
-    ended: &std::sync::mpsc::Receiver<Ended>,
-    timeout_ms: u64,
-    running: &Running,
-) -> (Ended, bool) {
-    let unknown = Ended { code: None, signal: None };
-    if timeout_ms == 0 {
-        return (ended.recv().unwrap_or(unknown), false);
+/// A command's streams, as far as they are open.
+struct Streams {
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+}
+
+impl Streams {
+    fn of(started: &mut Started) -> Streams {
+        let streams = Streams {
+            stdin: started.child.stdin.take().map(Into::into),
+            stdout: started.child.stdout.take().map(Into::into),
+            stderr: started.child.stderr.take().map(Into::into),
+        };
+        for fd in [&streams.stdin, &streams.stdout, &streams.stderr].into_iter().flatten() {
+            // A pipe that was just made has no way to refuse; if it did, only this command would wait.
+            let _ = sys::nonblocking(fd);
+        }
+        streams
     }
-    match ended.recv_timeout(Duration::from_millis(timeout_ms)) {
-        Ok(ended) => (ended, false),
-        Err(RecvTimeoutError::Disconnected) => (unknown, false),
-        Err(RecvTimeoutError::Timeout) => {
-            running.kill();
-            (ended.recv().unwrap_or(unknown), true)
+}
+
+/// Attends to a command until it has ended and what it wrote has been sent.
+fn attend(mut started: Started, wanted: &Wanted, running: &Running, link: &Link) -> (Ended, bool) {
+    let mut streams = Streams::of(&mut started);
+    let deadline = (wanted.timeout_ms > 0).then(|| Instant::now() + Duration::from_millis(wanted.timeout_ms));
+    let mut buffer = vec![0; BUFFER];
+    let (mut timed_out, mut killed) = (false, false);
+    let mut ended: Option<Ended> = None;
+    let (mut drain_until, mut drained) = (Instant::now(), 0);
+    loop {
+        if streams.stdin.is_none() {
+            discard(wanted.id, running, link);
+        }
+        let (window, input, kill) = {
+            let wishes = running.lock();
+            (wishes.window, !wishes.input.is_empty() || wishes.close_input, wishes.kill)
+        };
+        timed_out |= ended.is_none() && deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        if (kill || timed_out) && !killed && ended.is_none() {
+            reaper::kill_tree(started.pid);
+            killed = true;
+        }
+        let open = window >= LEAST_CHARGE;
+        if let Some(ended) = ended {
+            let silent = streams.stdout.is_none() && streams.stderr.is_none();
+            // Time that the receiver takes for itself does not count.
+            if !open {
+                drain_until = Instant::now() + DRAIN;
+            }
+            if silent || kill || drained >= DRAIN_BYTES || Instant::now() >= drain_until {
+                return (ended, timed_out);
+            }
+        }
+        let fd = |stream: &Option<OwnedFd>, wanted: bool| match stream {
+            Some(stream) if wanted => stream.as_raw_fd(),
+            _ => -1,
+        };
+        let mut watched = [
+            interest(running.wake.as_raw_fd(), libc::POLLIN),
+            interest(if ended.is_none() { started.pidfd.as_raw_fd() } else { -1 }, libc::POLLIN),
+            interest(fd(&streams.stdout, open), libc::POLLIN),
+            interest(fd(&streams.stderr, open), libc::POLLIN),
+            interest(fd(&streams.stdin, input), libc::POLLOUT),
+        ];
+        let until = match ended {
+            Some(_) => open.then_some(drain_until),
+            None if killed => None,
+            None => deadline,
+        };
+        if sys::poll(&mut watched, until).is_err() {
+            // Without memory for a handful of descriptors nothing else works either.
+            reaper::kill_tree(started.pid);
+            return (started.end(), timed_out);
+        }
+        if watched[0].revents != 0 {
+            running.wake.clear();
+        }
+        if watched[4].revents != 0 {
+            feed(&mut streams.stdin, wanted.id, running, link);
+        }
+        let mut left = window;
+        for (ready, stream, stderr) in
+            [(watched[2], &mut streams.stdout, false), (watched[3], &mut streams.stderr, true)]
+        {
+            if ready.revents != 0 && left >= LEAST_CHARGE {
+                let sent = forward(stream, &mut buffer, left, stderr, wanted.id, link);
+                if sent > 0 {
+                    left -= charge(sent);
+                    let mut wishes = running.lock();
+                    wishes.window = wishes.window.saturating_sub(charge(sent));
+                    drained += if ended.is_some() { sent } else { 0 };
+                }
+            }
+        }
+        if watched[1].revents != 0 {
+            // A signal must not meet whoever gets this number next.
+            running.lock().over = true;
+            ended = Some(started.end());
+            drain_until = Instant::now() + DRAIN;
+            streams.stdin = None;
         }
     }
 }
 
-fn pump(
-    mut pipe: impl Read + Send + 'static,
+/// Writes what is there for the command's input, and says how much was taken.
+fn feed(stdin: &mut Option<OwnedFd>, id: u64, running: &Running, link: &Link) {
+    let Some(pipe) = stdin else { return };
+    let mut wishes = running.lock();
+    let taken = match sys::write(pipe, &wishes.input) {
+        Ok(taken) => taken,
+        Err(why) if why.kind() == io::ErrorKind::WouldBlock => return,
+        Err(_) => {
+            // The command reads no more: what it was to get goes nowhere.
+            wishes.close_input = true;
+            wishes.input.len()
+        }
+    };
+    wishes.input.drain(..taken);
+    if wishes.input.is_empty() && wishes.close_input {
+        *stdin = None;
+    }
+    drop(wishes);
+    if taken > 0 {
+        link.send(&Reply::Taken { id, bytes: taken as u64 }, &[]);
+    }
+}
+
+/// Input for a command that reads no more goes nowhere; its sender must not wait for that.
+fn discard(id: u64, running: &Running, link: &Link) {
+    let bytes = std::mem::take(&mut running.lock().input).len() as u64;
+    if bytes > 0 {
+        link.send(&Reply::Taken { id, bytes }, &[]);
+    }
+}
+
+/// Sends on what a stream has, within the window; says how much. A stream at its end is closed.
+fn forward(
+    stream: &mut Option<OwnedFd>,
+    buffer: &mut [u8],
+    window: u64,
     stderr: bool,
     id: u64,
-    running: &Arc<Running>,
-    link: &Arc<Link>,
-) -> io::Result<std::thread::JoinHandle<()>> {
-    let (running, link) = (running.clone(), link.clone());
-    std::thread::Builder::new().stack_size(128 << 10).spawn(move || {
-        let mut buffer = vec![0; 32 << 10];
-        while let Ok(read @ 1..) = pipe.read(&mut buffer) {
-            let mut from = 0;
-            while from < read {
-                let taken = running.take_window((read - from) as u64);
-                if taken == 0 {
-                    return;
-                }
-                let to = from + usize::try_from(taken).unwrap_or(0);
-                if !link.send(&Reply::Output { id, stderr }, &buffer[from..to]) {
-                    return;
-                }
-                from = to;
-            }
+    link: &Link,
+) -> usize {
+    let Some(pipe) = stream else { return 0 };
+    let most = usize::try_from(window).unwrap_or(BUFFER).min(BUFFER);
+    match sys::read(pipe, &mut buffer[..most]) {
+        Ok(read @ 1..) => {
+            link.send(&Reply::Output { id, stderr }, &buffer[..read]);
+            read
         }
-    })
+        Err(why) if why.kind() == io::ErrorKind::WouldBlock => 0,
+        Ok(0) | Err(_) => {
+            *stream = None;
+            0
+        }
+    }
 }

@@ -31,7 +31,10 @@ pub(crate) const SOCKET: RawFd = 3;
 fn main() -> ExitCode {
     // SAFETY: no pointers. One arena: many short threads must not each keep a heap.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-    // SAFETY: the worker hands this descriptor over; if it did not, the first read fails and the cell ends.
+    if prepare().is_err() {
+        return ExitCode::from(2);
+    }
+    // SAFETY: the worker hands this descriptor over; if it did not, `prepare` has failed.
     let mut socket = unsafe { UnixStream::from_raw_fd(SOCKET) };
     let Ok((setup, descriptors)) = receive_setup(&mut socket) else { return ExitCode::from(2) };
     let answer = match setup::build(&setup, descriptors) {
@@ -52,6 +55,24 @@ fn main() -> ExitCode {
     }
     serve::serve(socket, setup);
     ExitCode::SUCCESS
+}
+
+/// Takes what the worker's way of starting this process has left: its own descriptors must not reach commands, and signals
+/// that the worker ignores must not be ignored by them.
+fn prepare() -> std::io::Result<()> {
+    // SAFETY: no pointers.
+    sys::check(unsafe { libc::fcntl(SOCKET, libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
+    // Whatever the worker forgot to close on execution. All that is opened from here on closes itself.
+    // SAFETY: no pointers; nothing above the socket is in use yet.
+    sys::check(unsafe { libc::syscall(libc::SYS_close_range, SOCKET + 1, u32::MAX, 0) })?;
+    shell::reserve()?;
+    for signal in 1..=libc::SIGRTMAX() {
+        if signal != libc::SIGPIPE {
+            // SAFETY: the default needs no handler. What cannot be set is at its default already.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+    Ok(())
 }
 
 /// Reads the first frame, and the descriptors that came with it.

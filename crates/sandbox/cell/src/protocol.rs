@@ -11,9 +11,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Raised with every change of a frame; both ends are built together, so they must be equal.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The longest frame: a document of 20 MiB in base64, and room.
 pub const MAX_FRAME: usize = 32 << 20;
+
+/// Output of one command that may be under way before the receiver must have taken some.
+pub const OUTPUT_WINDOW: u64 = 1 << 20;
+/// Input of one command that may be under way before the cell must have taken some.
+pub const INPUT_WINDOW: u64 = 256 << 10;
+/// What the smallest frame of output costs of its window: without it, single bytes would make frames without number.
+pub const LEAST_CHARGE: u64 = 256;
+
+/// What a frame of output costs of its window.
+pub fn charge(bytes: usize) -> u64 {
+    (bytes as u64).max(LEAST_CHARGE)
+}
 
 /// Describes the sandbox to the cell.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,8 +52,6 @@ pub struct Setup {
     pub roots: Vec<(String, bool)>,
     /// Whether to apply Landlock.
     pub landlock: bool,
-    /// Whether the sandbox has a time namespace of its own.
-    pub time_namespace: bool,
 }
 
 /// A mount.
@@ -135,7 +145,7 @@ pub enum Request {
         /// Its number.
         signal: i32,
     },
-    /// More output may be sent: so many bytes have been taken.
+    /// More output may be sent: frames of this charge have been taken.
     Window {
         /// The command.
         id: u64,
@@ -168,6 +178,13 @@ pub enum Reply {
         id: u64,
         /// Whether it is standard error.
         stderr: bool,
+    },
+    /// So much of a command's input has been taken, and as much more may be sent.
+    Taken {
+        /// The command.
+        id: u64,
+        /// How many bytes.
+        bytes: u64,
     },
     /// A command has ended.
     Exit {

@@ -1,20 +1,23 @@
 //! The cell's side of the socket.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use palisade_cell::{Reply, Request, Setup, decode, read_frame, write_frame};
 use serde_json::Value;
 
 use crate::exec::{self, Running, Wanted};
-use crate::shell::{self, Shell};
-use crate::tools::{self, Output};
+use crate::shell::{Call, Shell};
+use crate::tools::{self, Output, Roots};
 
-/// Calls and commands at a time.
+/// Calls that wait and commands that run, each at most so many.
 const LIMIT: usize = 64;
+/// Calls of file tools that run at the same time.
+const THREADS: usize = 8;
+/// A thread that was started for a burst of calls ends when there was none for so long.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// The way back to the worker, and what is running.
 pub(crate) struct Link {
@@ -23,53 +26,56 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Sends a frame; false when the worker is gone.
-    pub(crate) fn send(&self, reply: &Reply, raw: &[u8]) -> bool {
+    /// Sends a frame; without a worker there is nobody to hear it, and this process is about to end.
+    pub(crate) fn send(&self, reply: &Reply, raw: &[u8]) {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        write_frame(&mut *socket, reply, raw).is_ok()
+        let _ = write_frame(&mut *socket, reply, raw);
+    }
+
+    fn answer(&self, id: u64, output: Output) {
+        self.send(&Reply::Tool { id, content: output.content, is_error: output.is_error }, &[]);
     }
 
     pub(crate) fn forget(&self, id: u64) {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.commands().remove(&id);
+    }
+
+    /// Whether no command runs that was started by itself.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.commands().is_empty()
+    }
+
+    fn commands(&self) -> MutexGuard<'_, HashMap<u64, Arc<Running>>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn command(&self, id: u64) -> Option<Arc<Running>> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.commands().get(&id).cloned()
     }
 }
 
-/// Serves until the socket closes.
+/// Serves until the socket closes. Nothing here waits for anything inside the sandbox.
 pub(crate) fn serve(mut socket: UnixStream, setup: Setup) {
     let Ok(writer) = socket.try_clone() else { return };
     let link = Arc::new(Link { socket: Mutex::new(writer), commands: Mutex::new(HashMap::new()) });
-    let shell = Arc::new(Shell::new(setup.env.clone()));
-    let roots = Arc::new(tools::Roots::new(&setup.roots));
-    let busy = Arc::new(AtomicUsize::new(0));
+    let Ok(shell) = Shell::new(setup.env.clone(), link.clone()) else { return };
+    let shell = Arc::new(shell);
+    let Some(pool) = Pool::start(Roots::new(&setup.roots), link.clone()) else { return };
     // A malformed frame means that the two ends no longer understand each other: the end, as with a closed socket.
     while let Ok(Some(frame)) = read_frame(&mut socket) {
         let Ok((request, raw)) = decode::<Request>(&frame) else { return };
         match request {
-            Request::Tool { id, name, input, timeout_ms } => {
-                let (shell, roots, guard) = (shell.clone(), roots.clone(), Busy::new(&busy));
-                let back = link.clone();
-                let run = move || {
-                    let output = match guard {
-                        Some(_) => run_tool(&shell, &roots, id, &name, &input, timeout_ms),
-                        None => Output::error(format!("{name}: too many calls at once in this sandbox")),
-                    };
-                    back.send(&Reply::Tool { id, content: output.content, is_error: output.is_error }, &[]);
-                };
-                let thread = std::thread::Builder::new().stack_size(512 << 10);
-                if thread.spawn(run).is_err() {
-                    let text = "the sandbox has reached its limit of processes";
-                    let output = Output::error(text);
-                    link.send(&Reply::Tool { id, content: output.content, is_error: true }, &[]);
+            Request::Tool { id, name, input, timeout_ms } if name == "bash" => {
+                let call = Call { id, input, limit: Duration::from_millis(timeout_ms) };
+                if let Err(refused) = shell.submit(call) {
+                    link.answer(id, refused);
                 }
             }
+            Request::Tool { id, name, input, .. } => pool.submit(Job { id, name, input }),
             Request::Exec { id, argv, env, cwd, stdin, timeout_ms } => {
                 let wanted = Wanted { id, argv, env, cwd, stdin, timeout_ms };
                 // The command is known before it can end, so that its end removes it.
-                let mut commands = link.commands.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut commands = link.commands();
                 let started = if commands.len() >= LIMIT {
                     Err(std::io::Error::other("too many commands at once in this sandbox"))
                 } else {
@@ -108,26 +114,78 @@ pub(crate) fn serve(mut socket: UnixStream, setup: Setup) {
     }
 }
 
-/// Counts what runs.
-struct Busy(Arc<AtomicUsize>);
-
-impl Busy {
-    fn new(count: &Arc<AtomicUsize>) -> Option<Busy> {
-        let guard = Busy(count.clone());
-        (count.fetch_add(1, Ordering::Relaxed) < LIMIT).then_some(guard)
-    }
+/// A call of a file tool.
+struct Job {
+    id: u64,
+    name: String,
+    input: Value,
 }
 
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+/// The threads that run file tools. One is always there: a sandbox that has used up its processes can still be looked into.
+struct Pool {
+    roots: Roots,
+    link: Arc<Link>,
+    work: Mutex<Work>,
+    more: Condvar,
 }
 
-fn run_tool(shell: &Shell, roots: &tools::Roots, id: u64, name: &str, input: &Value, timeout_ms: u64) -> Output {
-    if name == "bash" {
-        shell::bash(shell, id, input, Duration::from_millis(timeout_ms))
-    } else {
-        tools::run(roots, name, input)
+#[derive(Default)]
+struct Work {
+    jobs: VecDeque<Job>,
+    idle: usize,
+    threads: usize,
+}
+
+impl Pool {
+    fn start(roots: Roots, link: Arc<Link>) -> Option<Arc<Pool>> {
+        let work = Work { threads: 1, ..Work::default() };
+        let pool = Arc::new(Pool { roots, link, work: Mutex::new(work), more: Condvar::new() });
+        pool.thread(true).then_some(pool)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn thread(self: &Arc<Pool>, stays: bool) -> bool {
+        let pool = self.clone();
+        let thread = std::thread::Builder::new().name("tools".to_owned()).stack_size(512 << 10);
+        thread.spawn(move || pool.run(stays)).is_ok()
+    }
+
+    fn submit(self: &Arc<Pool>, job: Job) {
+        let mut work = self.lock();
+        if work.jobs.len() >= LIMIT {
+            drop(work);
+            let refused = Output::error(format!("{}: too many calls at once in this sandbox", job.name));
+            return self.link.answer(job.id, refused);
+        }
+        work.jobs.push_back(job);
+        if work.idle < work.jobs.len() && work.threads < THREADS && self.thread(false) {
+            work.threads += 1;
+        }
+        self.more.notify_one();
+    }
+
+    fn run(&self, stays: bool) {
+        let mut work = self.lock();
+        loop {
+            if let Some(job) = work.jobs.pop_front() {
+                drop(work);
+                let output = tools::run(&self.roots, &job.name, &job.input);
+                self.link.answer(job.id, output);
+                work = self.lock();
+                continue;
+            }
+            work.idle += 1;
+            let (woken, waited) =
+                self.more.wait_timeout(work, if stays { Duration::MAX } else { LINGER }).unwrap_or_else(PoisonError::into_inner);
+            work = woken;
+            work.idle -= 1;
+            if waited.timed_out() && work.jobs.is_empty() && !stays {
+                work.threads -= 1;
+                return;
+            }
+        }
     }
 }

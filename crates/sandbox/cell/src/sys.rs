@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Instant;
 
 /// Turns a return value into a result.
 pub(crate) fn check(value: libc::c_long) -> io::Result<libc::c_long> {
@@ -109,4 +110,82 @@ pub(crate) fn receive(socket: RawFd, buffer: &mut [u8], descriptors: &mut Vec<Ow
 pub(crate) fn kill(pid: i32, signal: i32) {
     // SAFETY: no pointers; a process that is gone is an error that means the wish is fulfilled.
     unsafe { libc::kill(pid, signal) };
+}
+
+/// A counter that can be waited for with `poll(2)`.
+pub(crate) struct Event(OwnedFd);
+
+impl Event {
+    pub(crate) fn new() -> io::Result<Event> {
+        // SAFETY: no pointers; the kernel returns a new descriptor or an error.
+        let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }.into())?;
+        // SAFETY: the descriptor was just made and belongs to nobody else.
+        Ok(Event(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) }))
+    }
+
+    pub(crate) fn raise(&self) {
+        // A counter that is full is raised already.
+        let _ = write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    pub(crate) fn clear(&self) {
+        // Not raised is clear.
+        let _ = read(&self.0, &mut [0; 8]);
+    }
+}
+
+impl AsRawFd for Event {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// What to wait for: `fd` becoming ready for `events`; a negative number is never ready.
+pub(crate) fn interest(fd: RawFd, events: libc::c_short) -> libc::pollfd {
+    libc::pollfd { fd, events, revents: 0 }
+}
+
+/// `poll(2)`, until `deadline` if there is one.
+pub(crate) fn poll(watched: &mut [libc::pollfd], deadline: Option<Instant>) -> io::Result<()> {
+    loop {
+        let ms = deadline.map_or(-1, |deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up: what is left of a millisecond is waited for, not spun through.
+            i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+        });
+        // SAFETY: the pointer and the length are those of one slice.
+        match check(unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, ms) }.into()) {
+            Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+            done => return done.map(drop),
+        }
+    }
+}
+
+/// `read(2)`.
+pub(crate) fn read(fd: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the buffer is as long as the length says.
+    let read = check(unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) } as libc::c_long)?;
+    Ok(usize::try_from(read).unwrap_or(0))
+}
+
+/// `write(2)`.
+pub(crate) fn write(fd: &impl AsRawFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the buffer is as long as the length says.
+    let wrote = check(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) } as libc::c_long)?;
+    Ok(usize::try_from(wrote).unwrap_or(0))
+}
+
+/// `pipe2(2)`: the end to read and the end to write.
+pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for the two descriptors.
+    check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }.into())?;
+    // SAFETY: both were just made and belong to nobody else.
+    Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
+}
+
+/// Makes reads and writes return at once.
+pub(crate) fn nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }.into()).map(drop)
 }

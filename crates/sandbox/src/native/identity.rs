@@ -3,12 +3,15 @@
 //! Inside, everybody is 1000:1000. Outside, with root, each sandbox has a host user of its own, so that two of them can
 //! neither signal each other nor share limits; without root it is the caller, who has nothing else to give.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, lchown};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fstat, openat, statat};
 
 use crate::{Error, Spec, Status};
 
@@ -17,8 +20,8 @@ const FIRST: u32 = 1_879_048_192;
 const COUNT: u32 = 1 << 20;
 /// The user inside.
 pub(super) const INSIDE: u32 = 1000;
-
-static TAKEN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+/// Directories in directories that are given away; what is deeper stays whose it is.
+const DEEPEST: usize = 128;
 
 /// A host user, for as long as this lives.
 #[derive(Debug)]
@@ -26,14 +29,9 @@ pub(crate) struct Identity {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) own: bool,
-}
-
-impl Drop for Identity {
-    fn drop(&mut self) {
-        if self.own {
-            TAKEN.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.uid);
-        }
-    }
+    /// A name that only one socket of this machine can have: the user belongs to whoever holds it, and the kernel takes it
+    /// back however that process ends.
+    _claim: Option<UnixDatagram>,
 }
 
 /// Whether this process may act for other users.
@@ -46,42 +44,91 @@ impl Identity {
     pub(super) fn take(spec: &Spec) -> Result<Identity, Error> {
         if !is_root() {
             let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-            return Ok(Identity { uid, gid, own: false });
+            return Ok(Identity { uid, gid, own: false, _claim: None });
         }
         let owner = fs::metadata(&spec.workspace).map(|meta| meta.uid()).unwrap_or(0);
-        let uid = {
-            let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-            // A workspace that was used before keeps its user, so that its files need not be given away again.
-            let start = if (FIRST..FIRST + COUNT).contains(&owner) { owner } else { FIRST + std::process::id() % COUNT };
-            let free = (0..COUNT).map(|n| FIRST + (start - FIRST + n) % COUNT).find(|uid| !taken.contains(uid));
-            let uid = free.ok_or_else(|| Error::Spec("all host users for sandboxes are in use".to_owned()))?;
-            taken.insert(uid);
-            uid
+        // A workspace that was used before keeps its user, so that its files need not be given away again.
+        let start = if (FIRST..FIRST + COUNT).contains(&owner) {
+            owner
+        } else {
+            // Spread out, so that several workers seldom meet.
+            FIRST + std::process::id().wrapping_mul(2_654_435_761) % COUNT
         };
-        let identity = Identity { uid, gid: uid, own: true };
-        let memory = spec.memory.iter().map(|mount| mount.host.as_path());
+        let mut users = (0..COUNT).map(|n| FIRST + (start - FIRST + n) % COUNT);
+        let (uid, claim) = users
+            .find_map(|uid| match claim(uid) {
+                Err(why) if why.kind() == io::ErrorKind::AddrInUse => None,
+                done => Some(done.map(|claim| (uid, claim))),
+            })
+            .ok_or_else(|| Error::Spec("all host users for sandboxes are in use".to_owned()))?
+            .map_err(Error::Identity)?;
+        let identity = Identity { uid, gid: uid, own: true, _claim: Some(claim) };
+        // What is only read needs no new owner.
+        let memory = spec.memory.iter().filter(|mount| !mount.read_only).map(|mount| mount.host.as_path());
         for path in [spec.workspace.as_path(), &spec.outputs].into_iter().chain(memory) {
-            identity.give(path, 0).map_err(|cause| Error::Directory { path: path.to_owned(), cause })?;
+            identity.give(path).map_err(|cause| Error::Directory { path: path.to_owned(), cause: cause.into() })?;
         }
         Ok(identity)
     }
 
-    /// Gives a tree to this user. Links are given, not followed. A tree whose top belongs to it already is left alone: it
-    /// is given away top last, so that this means that all of it was.
-    fn give(&self, path: &Path, depth: usize) -> io::Result<()> {
-        let meta = fs::symlink_metadata(path)?;
-        if meta.uid() == self.uid && meta.gid() == self.gid && depth == 0 {
+    /// Gives a tree to this user. A tree whose top belongs to it already is left alone: the top is given last, so that this
+    /// means that all of it was.
+    fn give(&self, path: &Path) -> rustix::io::Result<()> {
+        let top = openat(rustix::fs::CWD, path, DIRECTORY, Mode::empty())?;
+        if self.has(&fstat(&top)?) {
             return Ok(());
         }
-        if meta.is_dir() && depth < 256 {
-            for entry in fs::read_dir(path)? {
-                self.give(&entry?.path(), depth + 1)?;
+        self.give_below(top.as_fd(), 0)?;
+        chownat(&top, c"", self.owner(), self.group(), AtFlags::EMPTY_PATH)
+    }
+
+    /// By descriptors and without following links: another sandbox may hold a part of the tree and turn a directory into a
+    /// link at any moment. A file that has several names is left alone, as one of them may be outside.
+    fn give_below(&self, directory: BorrowedFd<'_>, depth: usize) -> rustix::io::Result<()> {
+        for entry in Dir::read_from(directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            let opened: OwnedFd;
+            // Devices, sockets and pipes are of no use inside.
+            let file = match kind {
+                FileType::Directory => {
+                    opened = openat(directory, name, DIRECTORY, Mode::empty())?;
+                    if depth < DEEPEST {
+                        self.give_below(opened.as_fd(), depth + 1)?;
+                    }
+                    &opened
+                }
+                FileType::RegularFile | FileType::Symlink => {
+                    opened = openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+                    &opened
+                }
+                _ => continue,
+            };
+            // Looked at once more: what was opened is what is given.
+            let stat = fstat(file)?;
+            let several = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink > 1;
+            if !several && !self.has(&stat) {
+                chownat(file, c"", self.owner(), self.group(), AtFlags::EMPTY_PATH)?;
             }
         }
-        if meta.uid() != self.uid || meta.gid() != self.gid {
-            lchown(path, Some(self.uid), Some(self.gid))?;
-        }
         Ok(())
+    }
+
+    fn has(&self, stat: &Stat) -> bool {
+        stat.st_uid == self.uid && stat.st_gid == self.gid
+    }
+
+    fn owner(&self) -> Option<Uid> {
+        Some(Uid::from_raw(self.uid))
+    }
+
+    fn group(&self) -> Option<Gid> {
+        Some(Gid::from_raw(self.gid))
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -91,4 +138,11 @@ impl Identity {
             Status::Unavailable("without root every sandbox is the caller's own user on the host".to_owned())
         }
     }
+}
+
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+fn claim(uid: u32) -> io::Result<UnixDatagram> {
+    let name = SocketAddr::from_abstract_name(format!("palisade/user/{uid}"))?;
+    UnixDatagram::bind_addr(&name)
 }

@@ -90,7 +90,7 @@ fn start(prepared: Prepared) -> Result<(Process, UnixStream), Error> {
         groups: prepared.identity.own,
     })?;
     drop(theirs);
-    let mut process = Process {
+    let process = Process {
         pidfd,
         pid,
         cgroups: Some(prepared.cgroups),
@@ -105,7 +105,6 @@ fn start(prepared: Prepared) -> Result<(Process, UnixStream), Error> {
     let mut stream = ours;
     stream.write_all(&[1]).map_err(Error::Socket)?;
     send(&mut stream, &prepared.frame, &prepared.descriptors).map_err(Error::Socket)?;
-    process.reaped = false;
     Ok((process, stream))
 }
 
@@ -145,6 +144,12 @@ struct Child {
     groups: bool,
 }
 
+/// Whether this kernel has time namespaces (Linux 5.6, when configured).
+pub(super) fn has_time_namespace() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| fs::symlink_metadata("/proc/self/ns/time").is_ok())
+}
+
 /// Makes the child in new namespaces.
 fn clone(child: &Child) -> Result<(i32, OwnedFd), Error> {
     let mut pidfd: RawFd = -1;
@@ -154,8 +159,8 @@ fn clone(child: &Child) -> Result<(i32, OwnedFd), Error> {
         | libc::CLONE_NEWNET
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWCGROUP
-        | libc::CLONE_PIDFD;
+        | libc::CLONE_PIDFD
+        | if has_time_namespace() { libc::CLONE_NEWTIME } else { 0 };
     // SAFETY: arguments of zeros are valid.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = u64::from(flags.unsigned_abs());
@@ -207,6 +212,10 @@ unsafe fn become_cell(child: &Child) -> ! {
             libc::syscall(libc::SYS_exit_group, 101);
         }
         libc::syscall(libc::SYS_setsid);
+        // Only now, in its control groups: what it sees as their root is its own, not the worker's.
+        if libc::syscall(libc::SYS_unshare, libc::CLONE_NEWCGROUP) != 0 {
+            libc::syscall(libc::SYS_exit_group, 105);
+        }
         if child.groups && libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) != 0 {
             libc::syscall(libc::SYS_exit_group, 102);
         }

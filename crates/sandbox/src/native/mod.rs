@@ -9,6 +9,7 @@ mod seccomp;
 
 use std::io;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -84,7 +85,8 @@ impl Driver for Native {
         let mut say = |facility, status| {
             report.facilities.insert(facility, status);
         };
-        say(Facility::Namespaces, Status::Enforced("user, mount, pid, net, ipc, uts, cgroup".to_owned()));
+        let time = if launch::has_time_namespace() { ", time" } else { "" };
+        say(Facility::Namespaces, Status::Enforced(format!("user, mount, pid, net, ipc, uts, cgroup{time}")));
         say(Facility::Capabilities, Status::Enforced("none in any set, no_new_privs".to_owned()));
         say(Facility::Seccomp, Status::Enforced("installed".to_owned()));
         say(
@@ -96,6 +98,12 @@ impl Driver for Native {
         );
         say(Facility::DistinctUser, process.identity().status());
         process.cgroups().report(&limits, &mut say);
+        if let (Some(limit), Some(Status::Unavailable(_))) = (limits.pids, report.facilities.get(&Facility::PidLimit))
+            && rlimits_are_own()
+        {
+            let status = Status::Enforced(format!("{limit} processes, as a resource limit of the sandbox's user"));
+            report.facilities.insert(Facility::PidLimit, status);
+        }
         for facility in require {
             match report.facilities.get(&facility) {
                 Some(Status::Enforced(_)) => {}
@@ -186,6 +194,16 @@ fn environment(spec: &Spec) -> Vec<(String, String)> {
     env
 }
 
+/// Whether a user namespace counts its users' processes for itself (Linux 5.14).
+fn rlimits_are_own() -> bool {
+    static OWN: OnceLock<bool> = OnceLock::new();
+    *OWN.get_or_init(|| {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0u32));
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (5, 14)
+    })
+}
+
 /// The setup frame for a spec; `binds` are the mounts of the places that may be written.
 fn setup(
     spec: &Spec,
@@ -195,12 +213,17 @@ fn setup(
     files: Vec<(String, String)>,
 ) -> Result<Setup, Error> {
     let mut rlimits = vec![
-        (libc::RLIMIT_CORE, 0),
+        // One, not zero: zero still feeds a host's dump handler when `core_pattern` is a pipe, one never does (core(5)).
+        (libc::RLIMIT_CORE, 1),
         (libc::RLIMIT_MEMLOCK, 64 << 10),
         (libc::RLIMIT_MSGQUEUE, 0),
         (libc::RLIMIT_NICE, 0),
         (libc::RLIMIT_RTPRIO, 0),
     ];
+    // Counted per user namespace since Linux 5.14, and thus per sandbox; before, per user of the host.
+    if rlimits_are_own() {
+        rlimits.extend(spec.limits.pids.map(|limit| (libc::RLIMIT_NPROC, limit)));
+    }
     rlimits.extend(spec.limits.open_files.map(|limit| (libc::RLIMIT_NOFILE, limit)));
     rlimits.extend(spec.limits.file_bytes.map(|limit| (libc::RLIMIT_FSIZE, limit)));
     let mut roots = vec![("/workspace".to_owned(), true), ("/mnt/session/outputs".to_owned(), true)];
@@ -217,6 +240,5 @@ fn setup(
         seccomp: seccomp::filters()?.clone(),
         roots,
         landlock: true,
-        time_namespace: false,
     })
 }

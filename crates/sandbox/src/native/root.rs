@@ -23,7 +23,7 @@ pub(super) struct Root {
 /// Directories of the host that hold programs and libraries.
 const HOST_DIRECTORIES: &[&str] =
     &["bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "opt"];
-/// What of the host's `/etc` programs need, and what says nothing about the host.
+/// What of the host's `/etc` programs need, and what says nothing about the host: no private keys in particular.
 const HOST_ETC: &[&str] = &[
     "alternatives",
     "ca-certificates",
@@ -36,9 +36,14 @@ const HOST_ETC: &[&str] = &[
     "localtime",
     "mime.types",
     "perl",
-    "pki",
+    "pki/ca-trust",
+    "pki/java",
+    "pki/tls/cert.pem",
+    "pki/tls/certs",
     "python3",
-    "ssl",
+    "ssl/cert.pem",
+    "ssl/certs",
+    "ssl/openssl.cnf",
     "terminfo",
 ];
 /// Names in a root file system that the sandbox has of its own.

@@ -57,6 +57,7 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_swapoff,
     libc::SYS_acct,
     libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
     libc::SYS_syslog,
     libc::SYS_vhangup,
     libc::SYS_settimeofday,
@@ -70,9 +71,9 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_migrate_pages,
     libc::SYS_mbind,
     libc::SYS_set_mempolicy,
+    libc::SYS_set_mempolicy_home_node,
     libc::SYS_lookup_dcookie,
     libc::SYS_nfsservctl,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_kexec_file_load,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_iopl,
@@ -89,6 +90,10 @@ const REFUSED: &[libc::c_long] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS__sysctl,
 ];
+
+/// The last system call that was looked at for this list (`removexattrat`, Linux 6.13; one number on all architectures).
+/// Whatever comes later is as good as not there.
+const LAST: u32 = 466;
 
 /// Families of sockets that a sandbox with a loopback device and nothing else has a use for.
 const FAMILIES: &[libc::c_int] = &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
@@ -109,9 +114,7 @@ pub(super) fn filters() -> Result<&'static Vec<Vec<u64>>, Error> {
 }
 
 fn compile() -> Result<Vec<Vec<u64>>, String> {
-    let mut filters = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    filters.push(x32());
+    let mut filters = vec![numbers()];
     let mut refused: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|&call| (call, Vec::new())).collect();
     let bits = |argument, mask: u64| {
         condition(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), mask)
@@ -139,9 +142,40 @@ fn compile() -> Result<Vec<Vec<u64>>, String> {
     for (call, argument) in chmods() {
         refused.insert(call, modes.iter().map(|&bit| rule(vec![bits(argument, bit)?])).collect::<Result<_, _>>()?);
     }
+    // Nor may it be born that way. The mode counts only where a file is created.
+    let creating = [libc::O_CREAT, libc::O_TMPFILE & !libc::O_DIRECTORY].map(|bit| u64::from(bit.unsigned_abs()));
+    for (call, flags, argument) in opens() {
+        let mut rules = Vec::new();
+        for &mode in &modes {
+            match flags {
+                Some(flags) => {
+                    for create in creating {
+                        rules.push(rule(vec![bits(flags, create)?, bits(argument, mode)?])?);
+                    }
+                }
+                None => rules.push(rule(vec![bits(argument, mode)?])?),
+            }
+        }
+        refused.insert(call, rules);
+    }
+    // Limits of another process: the cell's are the same user's to set.
+    let other = condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, 0)?;
+    let setting = condition(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?;
+    refused.insert(libc::SYS_prlimit64, vec![rule(vec![other, setting.clone()])?]);
     filters.push(build(refused, libc::EPERM)?);
-    // The C library falls back to `clone`, whose arguments can be looked at.
-    filters.push(build(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)?);
+    // A structure in memory cannot be looked at: programs fall back to the older calls, whose arguments can.
+    let unknown = [libc::SYS_clone3, libc::SYS_openat2].map(|call| (call, Vec::new()));
+    filters.push(build(BTreeMap::from(unknown), libc::ENOSYS)?);
+    // The limit of core dumps stays as the cell has set it. Many programs that guard secrets lower it and end when they
+    // cannot, so they are told that they have.
+    let core = |argument| {
+        condition(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(libc::RLIMIT_CORE))
+    };
+    let limits = BTreeMap::from([
+        (libc::SYS_setrlimit, vec![rule(vec![core(0)?])?]),
+        (libc::SYS_prlimit64, vec![rule(vec![core(1)?, setting])?]),
+    ]);
+    filters.push(build(limits, 0)?);
     Ok(filters)
 }
 
@@ -152,6 +186,20 @@ fn chmods() -> Vec<(i64, u8)> {
         (libc::SYS_fchmod, 1),
         (libc::SYS_fchmodat, 2),
         (452, 2), // fchmodat2
+    ]
+}
+
+/// Calls that create files: where their flags are, if they have any, and their mode.
+fn opens() -> Vec<(i64, Option<u8>, u8)> {
+    vec![
+        #[cfg(target_arch = "x86_64")]
+        (libc::SYS_open, Some(1), 2),
+        #[cfg(target_arch = "x86_64")]
+        (libc::SYS_creat, None, 1),
+        #[cfg(target_arch = "x86_64")]
+        (libc::SYS_mknod, None, 1),
+        (libc::SYS_openat, Some(2), 3),
+        (libc::SYS_mknodat, None, 2),
     ]
 }
 
@@ -180,16 +228,19 @@ fn word(code: u16, jt: u8, jf: u8, k: u32) -> u64 {
     u64::from(code) | u64::from(jt) << 16 | u64::from(jf) << 24 | u64::from(k) << 32
 }
 
-/// The x32 interface numbers the same calls anew: all of it is refused, or it would go past the other filters.
-#[cfg(target_arch = "x86_64")]
-fn x32() -> Vec<u64> {
+/// Numbers out of range. The x32 interface of x86_64 numbers the same calls anew: all of it is refused, or it would go past
+/// the other filters.
+fn numbers() -> Vec<u64> {
     const LOAD_NUMBER: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS, offset 0
     const JUMP_GE: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
+    const JUMP_GT: u16 = 0x25; // BPF_JMP | BPF_JGT | BPF_K
     const RETURN: u16 = 0x06; // BPF_RET | BPF_K
     vec![
         word(LOAD_NUMBER, 0, 0, 0),
         word(JUMP_GE, 0, 1, 0x4000_0000),
         word(RETURN, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
+        word(JUMP_GT, 0, 1, LAST),
+        word(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()),
         word(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
     ]
 }

@@ -1,7 +1,13 @@
 //! Real sandboxes, attacked.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-mod hostile;
+mod bombs;
+mod calls;
 mod lifecycle;
+mod network;
+mod protocol;
 mod rig;
+mod rootless;
+mod secrets;
+mod shell;
 mod tools;

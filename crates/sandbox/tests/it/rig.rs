@@ -1,9 +1,10 @@
 //! A sandbox with a workspace of its own.
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use palisade_sandbox::{Driver, Native, Options, Sandbox, Spec, ToolCall};
+use palisade_sandbox::{Driver, ExecRequest, ExitStatus, Native, Options, Sandbox, Spec, ToolCall};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -32,8 +33,13 @@ impl Rig {
         self.home.path().join("workspace")
     }
 
+    /// A tool's text, and whether it is an error.
     pub(crate) async fn call(&self, name: &str, input: Value) -> (String, bool) {
-        let call = ToolCall { name: name.to_owned(), input, timeout: Duration::from_secs(20) };
+        self.within(name, input, Duration::from_secs(20)).await
+    }
+
+    pub(crate) async fn within(&self, name: &str, input: Value, timeout: Duration) -> (String, bool) {
+        let call = ToolCall { name: name.to_owned(), input, timeout };
         let output = self.sandbox.tool(call).await.unwrap();
         (output.content[0]["text"].as_str().unwrap_or_default().to_owned(), output.is_error)
     }
@@ -42,4 +48,44 @@ impl Rig {
     pub(crate) async fn bash(&self, command: &str) -> String {
         self.call("bash", json!({"command": command})).await.0
     }
+
+    /// Runs a command of its own: its status, and what it printed to either stream.
+    pub(crate) async fn run(&self, words: &[&str]) -> (ExitStatus, String) {
+        let request = ExecRequest {
+            argv: words.iter().map(|&word| word.to_owned()).collect(),
+            timeout: Some(Duration::from_secs(20)),
+            ..ExecRequest::default()
+        };
+        let (status, mut out, err) = self.sandbox.exec(request).await.unwrap().wait().await.unwrap();
+        out.extend(err);
+        (status, String::from_utf8_lossy(&out).trim().to_owned())
+    }
+
+    /// Runs a Perl program, which can make any system call.
+    pub(crate) async fn perl(&self, program: &str) -> String {
+        self.run(&["/usr/bin/perl", "-e", program]).await.1
+    }
+}
+
+/// Set in the process that [`again`] starts.
+const AGAIN: &str = "PALISADE_TEST_AGAIN";
+
+/// Whether this process was started by [`again`].
+pub(crate) fn is_again() -> bool {
+    std::env::var_os(AGAIN).is_some()
+}
+
+/// This program once more, to run the test `name` and nothing else, as the child of a test. `through` is what starts it.
+pub(crate) fn again(through: &[&str], name: &str) -> Command {
+    let program = std::env::current_exe().unwrap();
+    let mut command = match through.split_first() {
+        Some((first, rest)) => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+        None => Command::new(program),
+    };
+    command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(AGAIN, "1").stdin(Stdio::null());
+    command
 }
