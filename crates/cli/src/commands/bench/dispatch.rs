@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use palisade_api::Timestamp;
+use palisade_engine::{Clock as _, SystemClock};
 use serde_json::Value;
 
 use super::figure::{Figure, Samples};
@@ -49,7 +50,7 @@ async fn with_server(plan: &Plan, rig: &Rig) -> Outcome<Vec<Figure>> {
 
 /// From sending the request to the sight of the result. The session is then deleted, and with it its sandbox goes.
 async fn session(rig: &Rig) -> Outcome<Duration> {
-    let (begun, clock) = (Instant::now(), std::time::SystemTime::now());
+    let (begun, clock) = (Instant::now(), SystemClock::default().now());
     let session = rig.session(Some("Go.")).await?;
     let mut stream = rig.client.stream(&session, false).await?;
     let mut result = None;
@@ -84,7 +85,7 @@ async fn session(rig: &Rig) -> Outcome<Duration> {
 }
 
 /// When the log says that the result was read, counted from `begun` on the same clock.
-async fn logged(rig: &Rig, session: &str, begun: std::time::SystemTime) -> Outcome<Option<Duration>> {
+async fn logged(rig: &Rig, session: &str, begun: Timestamp) -> Outcome<Option<Duration>> {
     let path = format!("/v1/sessions/{session}/events");
     let events = rig.client.list("read the session's events", &path, &[], usize::MAX).await?;
     let result = events.iter().find(|event| event["type"] == "user.tool_result");
@@ -92,6 +93,5 @@ async fn logged(rig: &Rig, session: &str, begun: std::time::SystemTime) -> Outco
         Value::String(at) => at.parse::<Timestamp>().ok(),
         _ => None,
     });
-    let begun = begun.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Ok(at.and_then(|at| Duration::from_micros(at.as_micros().unsigned_abs()).checked_sub(begun)))
+    Ok(at.map(|at| Duration::from_micros((at.as_micros() - begun.as_micros()).max(0).unsigned_abs())))
 }

@@ -16,7 +16,6 @@ use std::time::Instant;
 
 use clap::Args;
 
-use self::figure::Figure;
 use crate::local;
 use crate::output::{Context as _, Failure, Outcome, Output, note};
 

@@ -86,7 +86,7 @@ async fn with_server(plan: &Plan, rig: &Rig, streams: usize) -> Outcome<Vec<Figu
         .await;
     let mut readers = JoinSet::new();
     for stream in opened {
-        let (stream, session) = stream.context(what())?;
+        let (stream, session) = stream?;
         readers.spawn(read(stream, session, seen.clone()));
     }
 

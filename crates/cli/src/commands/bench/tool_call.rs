@@ -59,7 +59,8 @@ fn peers(plan: &Plan) -> Vec<(&'static str, PathBuf, PathBuf)> {
     ];
     let mut found = Vec::new();
     for (peer, program, script, needed) in candidates {
-        match [&script, &needed].into_iter().find(|path| !path.exists()) {
+        let missing = [&script, &needed].into_iter().find(|path| !path.exists()).cloned();
+        match missing {
             None => found.push((peer, program, script)),
             Some(missing) => note(format!("note: {FIGURE} has no peer {peer}: there is no {}", missing.display())),
         }
