@@ -4,6 +4,7 @@
 mod answers;
 mod demo;
 mod errors;
+mod heavy;
 mod help;
 mod keys;
 mod lifecycle;
