@@ -137,7 +137,9 @@ async fn sessions_outlive_every_kill() {
     let home = tempfile::tempdir().unwrap();
     let mut script = String::from("name: counter\nsteps:\n");
     for step in 0..STEPS {
-        let reply = format!("  - delay_ms: 3\n    reply: [{{tool: {{name: bash, input: {{command: \"echo {step} >> log\"}}}}}}]\n");
+        let reply = format!(
+            "  - delay_ms: 3\n    reply: [{{tool: {{name: bash, input: {{command: \"echo {step} >> log\"}}}}}}]\n"
+        );
         script.push_str(&reply);
     }
     script.push_str("otherwise: {reply: [{text: finished}]}\n");
@@ -225,7 +227,10 @@ fn check(events: &[Value], worker: &Path, session: &str) {
             good.push(calls.iter().position(|id| *id == call).unwrap());
         }
     }
-    assert!(calls.iter().all(|call| answers.get(call) == Some(&1)), "{session}: every call has one answer: {answers:?}");
+    assert!(
+        calls.iter().all(|call| answers.get(call) == Some(&1)),
+        "{session}: every call has one answer: {answers:?}"
+    );
     let (starts, ends) = (of("span.model_request_start"), of("span.model_request_end"));
     for start in &starts {
         let closed = ends.iter().filter(|end| end["model_request_start_id"] == start["id"]).count();
