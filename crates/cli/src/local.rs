@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use palisade_engine::model::Models;
 use palisade_engine::{Clock, Engine, SystemClock};
@@ -47,6 +48,9 @@ pub(crate) struct Setup {
     pub(crate) rules: palisade_core::session::Rules,
     pub(crate) leases: palisade_core::work::Leases,
 }
+
+/// How long requests under way may take when the server ends.
+const LAST_REQUESTS: Duration = Duration::from_secs(15);
 
 /// A server of this process.
 pub(crate) struct Running {
@@ -134,10 +138,11 @@ impl Running {
         // Only the address of this server is removed, and before it stops answering.
         let _ = std::fs::remove_file(&self.url_file);
         self.stop.cancel();
-        self.engine.shutdown().await;
-        if !self.task.is_finished() && (&mut self.task).await.is_err() {
+        // Requests under way are finished first: they still need the engine.
+        if !self.task.is_finished() && !matches!(tokio::time::timeout(LAST_REQUESTS, &mut self.task).await, Ok(Ok(_))) {
             note("warning: the server did not end in good order; nothing that was acknowledged is lost");
         }
+        self.engine.shutdown().await;
         self.sqlite.close().await;
     }
 }

@@ -55,6 +55,7 @@ pub(crate) struct ServerArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
     /// A scripted model (YAML or JSON), served as `scripted:NAME`; the first one also as `scripted`. May be given again.
+    /// Without any, `scripted` surveys the workspace.
     #[arg(long, value_name = "FILE", help_heading = "Models")]
     pub(crate) script: Vec<PathBuf>,
     #[command(flatten)]
@@ -79,6 +80,10 @@ impl ModelArgs {
     /// The models that are meant.
     pub(crate) fn models(&self) -> Outcome<Models> {
         let mut models = Models::new();
+        if self.script.is_empty() {
+            let script = Script::parse(include_str!("scripted.yaml")).context("the built-in script cannot be used")?;
+            models = with_script(models, script, true);
+        }
         for (number, path) in self.script.iter().enumerate() {
             let what = format!("the script {} cannot be used", path.display());
             models = with_script(models, Script::load(path).context(what)?, number == 0);
