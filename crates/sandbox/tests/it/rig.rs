@@ -1,6 +1,6 @@
 //! A sandbox with a workspace of its own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -75,10 +75,14 @@ pub(crate) fn is_again() -> bool {
     std::env::var_os(AGAIN).is_some()
 }
 
-/// This program once more, to run the test `name` and nothing else, as the child of a test. `through` is what starts it.
-pub(crate) fn again(through: &[&str], name: &str) -> Command {
-    let program = std::env::current_exe().unwrap();
-    let mut command = match through.split_first() {
+/// This program once more, to run the test `name` and nothing else, as the child of a test.
+pub(crate) fn again(name: &str) -> Command {
+    again_through(&[], &std::env::current_exe().unwrap(), name)
+}
+
+/// The same, started by another program, from a place of its own.
+pub(crate) fn again_through(starter: &[&str], program: &Path, name: &str) -> Command {
+    let mut command = match starter.split_first() {
         Some((first, rest)) => {
             let mut command = Command::new(first);
             command.args(rest).arg(program);

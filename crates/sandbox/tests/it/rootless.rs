@@ -1,1 +1,52 @@
-//! rootless
+//! The same without root: nobody runs the worker, and the guarantees hold.
+
+use std::process::Stdio;
+
+use crate::rig::again_through;
+
+/// What attacks the boundary itself; the rest of the tests is about what is the same for every user.
+const AGAIN: &[&str] = &[
+    "bombs::descriptors_locks_and_signals_without_end",
+    "bombs::forks_without_end",
+    "bombs::places_in_memory_have_a_size",
+    "calls::calls_that_escapes_are_made_of_are_refused",
+    "calls::nobody_has_a_capability_or_gets_one",
+    "calls::the_cell_survives_what_is_done_to_it",
+    "calls::the_sandbox_has_every_namespace_of_its_own",
+    "lifecycle::a_command_runs_as_nobody_special",
+    "lifecycle::the_cell_runs_in_an_empty_root",
+    "lifecycle::the_end_leaves_nothing",
+    "lifecycle::the_workspace_outlives_its_sandbox",
+    "network::nothing_reaches_the_host_or_the_world",
+    "network::two_sandboxes_share_nothing",
+    "secrets::a_command_inherits_three_descriptors_and_no_more",
+    "secrets::links_lead_nowhere_outside",
+    "secrets::the_cell_cannot_be_looked_into",
+    "secrets::the_host_is_not_to_be_seen_in_the_file_system",
+    "secrets::what_is_read_only_stays_as_it_is",
+];
+
+#[test]
+fn the_guarantees_hold_without_root() {
+    if !rustix::process::geteuid().is_root() {
+        // Then all tests have run without it.
+        return;
+    }
+    // The program and its directories must be within the other user's reach.
+    let place = tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir().unwrap();
+    let scratch = place.path().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    std::fs::set_permissions(&scratch, std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
+    let program = place.path().join("it");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let nobody = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let mut failures = Vec::new();
+    for name in AGAIN {
+        let child = again_through(&nobody, &program, name).env("TMPDIR", &scratch).stderr(Stdio::piped()).stdout(Stdio::piped()).output().unwrap();
+        let said = String::from_utf8_lossy(&child.stdout).into_owned();
+        if !child.status.success() || !said.contains("1 passed") {
+            failures.push(format!("{name}: {said}{}", String::from_utf8_lossy(&child.stderr)));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}

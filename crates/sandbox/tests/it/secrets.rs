@@ -21,7 +21,7 @@ const SEARCH: &str = r#"
 #[tokio::test]
 async fn variables_and_descriptors_of_the_worker_stay_outside() {
     if !is_again() {
-        let mut child = again(&[], "secrets::variables_and_descriptors_of_the_worker_stay_outside");
+        let mut child = again("secrets::variables_and_descriptors_of_the_worker_stay_outside");
         let status = child.env("WORKER_SECRET", MARKER).status().unwrap();
         assert!(status.success());
         return;

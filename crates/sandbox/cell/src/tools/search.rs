@@ -35,8 +35,8 @@ fn base(roots: &Roots, tool: &str, input: &Value) -> Result<(String, PathBuf), S
     Ok((given, path))
 }
 
-/// Walks a tree without following links; calls `each` with every regular file.
-fn walk(root: &Path, mut each: impl FnMut(&Path, &fs::DirEntry) -> bool) {
+/// Walks a tree without following links; calls `each` with every regular file. Hidden ones are left out unless asked for.
+fn walk(root: &Path, hidden: bool, mut each: impl FnMut(&Path, &fs::DirEntry) -> bool) {
     let mut stack = vec![(root.to_owned(), 0)];
     let mut entries = 0;
     while let Some((directory, depth)) = stack.pop() {
@@ -47,7 +47,7 @@ fn walk(root: &Path, mut each: impl FnMut(&Path, &fs::DirEntry) -> bool) {
                 return;
             }
             let name = entry.file_name();
-            if name.as_encoded_bytes().starts_with(b".") || name == "node_modules" {
+            if (name.as_encoded_bytes().starts_with(b".") && !hidden) || name == "node_modules" {
                 continue;
             }
             let Ok(kind) = entry.file_type() else { continue };
@@ -85,7 +85,9 @@ pub(super) fn glob(roots: &Roots, input: &Value) -> Result<String, String> {
         .map_err(|why| format!("glob: {why}"))?
         .compile_matcher();
     let mut found: Vec<(SystemTime, PathBuf)> = Vec::new();
-    walk(&root, |path, entry| {
+    // As in a shell, a leading dot is matched by a dot only.
+    let hidden = pattern.split('/').any(|part| part.starts_with('.') && part != ".");
+    walk(&root, hidden, |path, entry| {
         let relative = path.strip_prefix(&root).unwrap_or(path);
         if matcher.is_match(relative) {
             let time = entry.metadata().and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -119,9 +121,11 @@ pub(super) fn grep(roots: &Roots, input: &Value) -> Result<String, String> {
     let mut late = false;
     if meta.is_file() {
         search(&root, &regex, None, &mut out);
+    } else if !meta.is_dir() {
+        return Err(format!("grep: {given} is neither a file nor a directory"));
     } else {
         let mut files = Vec::new();
-        walk(&root, |path, _| {
+        walk(&root, false, |path, _| {
             files.push(path.to_owned());
             true
         });
@@ -173,6 +177,11 @@ fn search(path: &Path, regex: &regex::bytes::Regex, name: Option<&str>, out: &mu
             return;
         }
         let end = memchr::memchr(b'\n', &bytes[found.start()..]).map_or(bytes.len(), |at| found.start() + at);
+        next = end + 1;
+        // The expression is about lines: what reaches over the end of one is no match, unless the line has one of its own.
+        if found.end() > end && !regex.is_match(&bytes[start..end]) {
+            continue;
+        }
         line += memchr::memchr_iter(b'\n', &bytes[counted..start]).count();
         counted = start;
         if let Some(name) = name {
@@ -183,6 +192,5 @@ fn search(path: &Path, regex: &regex::bytes::Regex, name: Option<&str>, out: &mu
         out.push(b':');
         out.extend_from_slice(&bytes[start..end.min(start + MAX_LINE)]);
         out.push(b'\n');
-        next = end + 1;
     }
 }
