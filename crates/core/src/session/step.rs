@@ -218,6 +218,12 @@ impl<'s, 'e> Step<'s, 'e> {
         self.state.compactions = 0;
         self.state.failures = 0;
         self.running();
+        // Documented: a server that cannot be reached is told at each start of a turn, and the session goes on without it.
+        for server in self.state.session.agent.mcp_servers.clone() {
+            let message = "this server version does not connect to MCP servers; the session goes on without its tools";
+            let extra = Extra::from_iter([("mcp_server_name".to_owned(), Value::from(server.name))]);
+            self.error_with("mcp_connection_failed_error", message, "exhausted", extra);
+        }
     }
 
     /// The session waits to try again.
@@ -318,13 +324,17 @@ impl<'s, 'e> Step<'s, 'e> {
 
     /// Says what went wrong.
     pub(crate) fn error(&mut self, kind: &str, message: &str, retry: &str) {
+        self.error_with(kind, message, retry, Extra::new());
+    }
+
+    fn error_with(&mut self, kind: &str, message: &str, retry: &str, extra: Extra) {
         let event = Event::SessionError(SessionErrorEvent {
             id: self.env.ids.event(),
             error: SessionErrorBody {
                 kind: kind.to_owned(),
                 message: message.to_owned(),
                 retry_status: RetryStatus { kind: retry.to_owned(), extra: Extra::new() },
-                extra: Extra::new(),
+                extra,
             },
             processed_at: Some(self.env.now),
             extra: Extra::new(),

@@ -194,3 +194,16 @@ fn running_sessions_are_not_archived() {
     assert_eq!(rig.types(rig.log.len() - 1), ["session.status_terminated"]);
     assert!(rig.send(json!([{"type": "user.interrupt"}])).is_err());
 }
+
+#[test]
+fn an_mcp_server_that_cannot_be_reached_is_told_and_left_out() {
+    let mut rig = Rig::new(Place::SelfHosted, Rig::toolset());
+    let server = json!({"type": "url", "name": "tracker", "url": "https://mcp.example.org/mcp"});
+    rig.state.session.agent.mcp_servers = vec![serde_json::from_value(server).unwrap()];
+    rig.say("hi");
+    rig.advance();
+    let error = serde_json::to_value(&rig.log[2]).unwrap();
+    assert_eq!(error["error"]["type"], "mcp_connection_failed_error");
+    assert_eq!(error["error"]["mcp_server_name"], "tracker");
+    assert_eq!(rig.types(3), ["user.message", "span.model_request_start"]);
+}
