@@ -110,3 +110,25 @@ impl Samples {
         sorted.get(place).map(|took| took.as_secs_f64() * 1000.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_times_that_were_measured() {
+        let mut samples = Samples::default();
+        assert_eq!(samples.percentile_ms(50), None);
+        samples.extend((1..=101).rev().map(Duration::from_millis));
+        let samples = samples.without_first(1);
+        assert_eq!(samples.len(), 100);
+        assert_eq!([1, 50, 99, 100].map(|percent| samples.percentile_ms(percent).unwrap()), [1.0, 50.0, 99.0, 100.0]);
+    }
+
+    #[test]
+    fn the_ratio_says_how_many_times_better() {
+        let figure = Figure::new("tool_call.p50_ms", 2.0, "ms");
+        assert_eq!(figure.ratio(), None);
+        assert_eq!(figure.beside("python_worker", 30.0).ratio(), Some(15.0));
+    }
+}

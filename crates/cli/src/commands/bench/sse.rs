@@ -44,10 +44,15 @@ pub(super) async fn measure(plan: &Plan) -> Outcome<Vec<Figure>> {
 }
 
 /// A session whose streams are read.
+#[derive(Default)]
 struct Watched {
     id: String,
     /// When its last event was due to be sent, in nanoseconds since the beginning.
     due: AtomicU64,
+    /// How often its streams have shown an event.
+    shown: AtomicUsize,
+    /// How often they will have, once all that was sent has arrived.
+    expected: AtomicUsize,
 }
 
 /// What the readers have seen.
@@ -68,7 +73,7 @@ async fn with_server(plan: &Plan, rig: &Rig, streams: usize) -> Outcome<Vec<Figu
     let address: SocketAddr = rig.url.trim_start_matches("http://").parse().context(what())?;
     let before = memory::resident(rig.server.pid)?;
     let sessions: Vec<Arc<Watched>> = futures::stream::iter(0..streams / READERS)
-        .map(|_| async { rig.session(None).await.map(|id| Arc::new(Watched { id, due: AtomicU64::new(0) })) })
+        .map(|_| async { rig.session(None).await.map(|id| Arc::new(Watched { id, ..Watched::default() })) })
         .buffer_unordered(AT_ONCE)
         .collect::<Vec<_>>()
         .await
@@ -98,7 +103,7 @@ async fn with_server(plan: &Plan, rig: &Rig, streams: usize) -> Outcome<Vec<Figu
     let begun = Instant::now();
     let sent = send(rig, &sessions, &seen, lasting).await?;
     let took = begun.elapsed().as_secs_f64();
-    let lost = sent * ECHOES * READERS - seen.events.load(Ordering::Relaxed);
+    let lost = (sent * ECHOES * READERS).saturating_sub(seen.events.load(Ordering::Relaxed));
     if lost > 0 {
         note(format!("warning: {lost} events did not arrive within {} s", PATIENCE.as_secs()));
     }
@@ -166,12 +171,19 @@ async fn read(stream: TcpStream, session: Arc<Watched>, seen: Arc<Seen>) {
         for place in memmem::find_iter(bytes, MARK) {
             after = place + MARK.len();
             seen.late.lock().unwrap_or_else(PoisonError::into_inner).add(late);
+            session.shown.fetch_add(1, Ordering::Relaxed);
             seen.events.fetch_add(1, Ordering::Relaxed);
         }
         let kept = &bytes[after.max(length.saturating_sub(MARK.len() - 1))..];
         rest.0[..kept.len()].copy_from_slice(kept);
         rest.1 = kept.len();
     }
+}
+
+/// How many milliseconds ago the session's last event was due.
+fn behind(session: &Watched, seen: &Seen) -> u128 {
+    let due = Duration::from_nanos(session.due.load(Ordering::Relaxed));
+    seen.begun.elapsed().saturating_sub(due).as_millis()
 }
 
 /// Sends events to one session after the other, at the rate and however late the answers are, and waits until every
@@ -192,6 +204,12 @@ async fn send(rig: &Rig, sessions: &[Arc<Watched>], seen: &Seen, lasting: Durati
         }
         let session = sessions[sent % sessions.len()].clone();
         let due = u64::try_from(due.saturating_duration_since(seen.begun).as_nanos()).unwrap_or(u64::MAX);
+        // The arrivals of two events could not be told apart, and the later one would make the earlier seem fast.
+        let expected = session.expected.fetch_add(ECHOES * READERS, Ordering::Relaxed);
+        if session.shown.load(Ordering::Relaxed) < expected {
+            let why = format!("a stream has not shown an event {} ms after it was due", behind(&session, seen));
+            return Err(Failure::new("the streams are too slow to be measured").why(why));
+        }
         session.due.store(due, Ordering::Relaxed);
         let client = rig.client.clone();
         under_way.spawn(async move {
