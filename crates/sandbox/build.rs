@@ -26,8 +26,21 @@ fn main() {
     // What the outer build says about itself is not true of the inner one.
     for (name, _) in env::vars_os() {
         let Some(text) = name.to_str() else { continue };
-        let ours = text.starts_with("CARGO_FEATURE_") || text.starts_with("CARGO_CFG_") || text.starts_with("CARGO_PROFILE_");
-        if ours || matches!(text, "CARGO_ENCODED_RUSTFLAGS" | "CARGO_BUILD_RUSTFLAGS" | "CARGO_TARGET_DIR" | "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER" | "CLIPPY_ARGS" | "CLIPPY_CONF_DIR" | "__CARGO_DEFAULT_LIB_METADATA") {
+        let ours =
+            text.starts_with("CARGO_FEATURE_") || text.starts_with("CARGO_CFG_") || text.starts_with("CARGO_PROFILE_");
+        if ours
+            || matches!(
+                text,
+                "CARGO_ENCODED_RUSTFLAGS"
+                    | "CARGO_BUILD_RUSTFLAGS"
+                    | "CARGO_TARGET_DIR"
+                    | "RUSTC_WRAPPER"
+                    | "RUSTC_WORKSPACE_WRAPPER"
+                    | "CLIPPY_ARGS"
+                    | "CLIPPY_CONF_DIR"
+                    | "__CARGO_DEFAULT_LIB_METADATA"
+            )
+        {
             cargo.env_remove(&name);
         }
     }

@@ -443,3 +443,61 @@ impl Drop for Exec {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Driver, Native, Options, Spec};
+
+    fn call() -> ToolCall {
+        let input = serde_json::json!({"command": "echo hi"});
+        ToolCall { name: "bash".to_owned(), input, timeout: Duration::from_secs(10) }
+    }
+
+    #[tokio::test]
+    async fn a_malformed_frame_ends_the_cell() {
+        for frame in [&[0u8; 8][..], &[0xff; 16], &[8, 0, 0, 0, 9, 0, 0, 0, 1, 2, 3, 4], b"\x08\0\0\0\x04\0\0\0null"] {
+            let home = tempfile::tempdir().unwrap();
+            std::fs::create_dir(home.path().join("outputs")).unwrap();
+            let spec = Spec::new(home.path(), home.path().join("outputs"));
+            let sandbox = Native::new(Options::default()).create(spec).await.unwrap();
+            assert_eq!(sandbox.tool(call()).await.unwrap().content[0]["text"], "hi");
+            sandbox.link.writer.lock().await.half.write_all(frame).await.unwrap();
+            let after = sandbox.tool(call()).await;
+            assert!(matches!(after, Err(Error::Ended)), "{after:?}");
+            sandbox.destroy().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cell_that_talks_nonsense_is_not_listened_to() {
+        let output = |raw: &[u8]| encode(&Reply::Output { id: 1, stderr: false }, raw).unwrap();
+        let header = |text: &str| {
+            let mut frame = (u32::try_from(text.len()).unwrap() + 4).to_le_bytes().to_vec();
+            frame.extend(u32::try_from(text.len()).unwrap().to_le_bytes());
+            frame.extend(text.as_bytes());
+            frame
+        };
+        for said in [
+            vec![0; 64],
+            vec![0xff; 64],
+            header("{}"),
+            header("nonsense"),
+            header(r#"{"op":"exit","id":"one"}"#),
+            header(&format!(r#"{{"op":"tool","id":2,"is_error":false,"content":{}"#, "[".repeat(200))),
+            // More than the window allows.
+            output(b"x").repeat(FRAMES + 1),
+        ] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (reader, _writer) = ours.into_split();
+            let (sender, _heard) = mpsc::channel(FRAMES);
+            let input = Arc::new(Semaphore::new(0));
+            let waiting = Waiting::Exec(sender, input);
+            let table: Table = Arc::new(Mutex::new(Some(HashMap::from([(1, waiting)]))));
+            let (_, mut theirs) = theirs.into_split();
+            let speak = async move { theirs.write_all(&said).await };
+            let (heard, _) = tokio::join!(listen(reader, &table), speak);
+            assert_eq!(heard.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+    }
+}

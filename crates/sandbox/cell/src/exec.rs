@@ -248,14 +248,7 @@ fn discard(id: u64, running: &Running, link: &Link) {
 }
 
 /// Sends on what a stream has, within the window; says how much. A stream at its end is closed.
-fn forward(
-    stream: &mut Option<OwnedFd>,
-    buffer: &mut [u8],
-    window: u64,
-    stderr: bool,
-    id: u64,
-    link: &Link,
-) -> usize {
+fn forward(stream: &mut Option<OwnedFd>, buffer: &mut [u8], window: u64, stderr: bool, id: u64, link: &Link) -> usize {
     let Some(pipe) = stream else { return 0 };
     let most = usize::try_from(window).unwrap_or(BUFFER).min(BUFFER);
     match sys::read(pipe, &mut buffer[..most]) {

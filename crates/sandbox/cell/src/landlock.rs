@@ -54,7 +54,13 @@ pub(crate) fn restrict(roots: &[(String, bool)]) -> io::Result<i32> {
     let scoped = if abi >= 6 { SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL } else { 0 };
     let ruleset = Ruleset { fs: handled, net: 0, scoped };
     // Older kernels know a shorter structure and refuse a longer one unless its end is zero, which it is for them.
-    let size = if abi >= 6 { 24 } else if abi >= 4 { 16 } else { 8 };
+    let size = if abi >= 6 {
+        24
+    } else if abi >= 4 {
+        16
+    } else {
+        8
+    };
     // SAFETY: the structure lives through the call and is at least as long as `size` says.
     let fd = check(unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const ruleset, size, 0) })?;
     // SAFETY: the descriptor was just made and belongs to nobody else.

@@ -17,7 +17,11 @@ struct CapHeader {
 
 /// No capability in any of the five sets, none to be had again, and no new privileges.
 pub(crate) fn drop_privileges() -> Result<(), Failed> {
-    step(prctl(libc::PR_CAP_AMBIENT, [libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0, 0, 0]), "ambient capabilities", "clear")?;
+    step(
+        prctl(libc::PR_CAP_AMBIENT, [libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0, 0, 0]),
+        "ambient capabilities",
+        "clear",
+    )?;
     for capability in 0..64 {
         match prctl(libc::PR_CAPBSET_DROP, [capability, 0, 0, 0]) {
             Ok(()) => {}
@@ -56,9 +60,8 @@ pub(crate) fn install_filters(filters: &[Vec<u64>]) -> Result<(), Failed> {
         let length = u16::try_from(program.len()).unwrap_or(0);
         let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
         // SAFETY: the program and its instructions live through the call; the kernel copies and checks them.
-        let installed = check(unsafe {
-            libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
-        });
+        let installed =
+            check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) });
         step(installed, "seccomp", "install")?;
     }
     Ok(())

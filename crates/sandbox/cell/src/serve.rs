@@ -178,8 +178,10 @@ impl Pool {
                 continue;
             }
             work.idle += 1;
-            let (woken, waited) =
-                self.more.wait_timeout(work, if stays { Duration::MAX } else { LINGER }).unwrap_or_else(PoisonError::into_inner);
+            let (woken, waited) = self
+                .more
+                .wait_timeout(work, if stays { Duration::MAX } else { LINGER })
+                .unwrap_or_else(PoisonError::into_inner);
             work = woken;
             work.idle -= 1;
             if waited.timed_out() && work.jobs.is_empty() && !stays {

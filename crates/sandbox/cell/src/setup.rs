@@ -68,7 +68,7 @@ pub(crate) fn build(setup: &Setup, descriptors: Vec<OwnedFd>) -> Result<Built, F
     hostname(&setup.hostname).step("host name", &setup.hostname)?;
     loopback().step("loopback", "lo")?;
     limits(&setup.rlimits).step("resource limits", "setrlimit")?;
-    std::env::set_current_dir("/workspace").step("working directory", "/workspace")?;
+    chdir("/workspace").step("working directory", "/workspace")?;
     seal::drop_privileges()?;
     if setup.landlock {
         built.landlock_abi = landlock::restrict(&setup.roots).step("landlock", "restrict_self")?;
@@ -199,12 +199,34 @@ fn proc() -> Result<(), Failed> {
         }
     }
     let null = sys::path(&format!("{STAGE}/dev/null")).step("masked proc", "null")?;
-    for name in ["kcore", "keys", "key-users", "kmsg", "kallsyms", "timer_list", "sched_debug", "latency_stats", "kpagecount", "kpageflags", "kpagecgroup", "vmallocinfo", "slabinfo", "iomem", "ioports", "modules", "config.gz", "pressure", "interrupts", "timer_stats"] {
+    for name in [
+        "kcore",
+        "keys",
+        "key-users",
+        "kmsg",
+        "kallsyms",
+        "timer_list",
+        "sched_debug",
+        "latency_stats",
+        "kpagecount",
+        "kpageflags",
+        "kpagecgroup",
+        "vmallocinfo",
+        "slabinfo",
+        "iomem",
+        "ioports",
+        "modules",
+        "config.gz",
+        "pressure",
+        "interrupts",
+        "timer_stats",
+    ] {
         let text = format!("{at}/{name}");
         let Ok(kind) = fs::symlink_metadata(&text) else { continue };
         let path = sys::path(&text).step("masked proc", name)?;
         if kind.is_dir() {
-            tmpfs(&text, "mode=000,size=4k", libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV).step("masked proc", name)?;
+            tmpfs(&text, "mode=000,size=4k", libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV)
+                .step("masked proc", name)?;
         } else {
             sys::mount(&null, &path, None, libc::MS_BIND, None).step("masked proc", name)?;
         }
@@ -212,7 +234,8 @@ fn proc() -> Result<(), Failed> {
     for name in ["acpi", "scsi", "asound", "driver", "device-tree"] {
         let text = format!("{at}/{name}");
         if fs::symlink_metadata(&text).is_ok_and(|kind| kind.is_dir()) {
-            tmpfs(&text, "mode=000,size=4k", libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV).step("masked proc", name)?;
+            tmpfs(&text, "mode=000,size=4k", libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV)
+                .step("masked proc", name)?;
         }
     }
     Ok(())
@@ -220,17 +243,24 @@ fn proc() -> Result<(), Failed> {
 
 /// Makes the stage the root and lets go of the host's.
 fn pivot() -> Result<(), Failed> {
-    std::env::set_current_dir(STAGE).step("pivot root", STAGE)?;
+    chdir(STAGE).step("pivot root", STAGE)?;
     // SAFETY: both arguments are C strings; with the same directory twice the old root lands on top of the new one.
     check(unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) }).step("pivot root", STAGE)?;
     // SAFETY: the path is a C string.
     check(unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) }.into()).step("detach host root", ".")?;
-    std::env::set_current_dir("/").step("detach host root", "/")?;
+    chdir("/").step("detach host root", "/")?;
     sys::mount_setattr(libc::AT_FDCWD, c"/", 0, libc::MOUNT_ATTR_RDONLY).step("read-only root", "/")?;
-    sys::mount_setattr(libc::AT_FDCWD, c"/dev", 0, libc::MOUNT_ATTR_RDONLY).or_else(|why| {
-        // Without a mount of its own `/dev` is part of the root, which is read-only already.
-        if why.raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { Err(why) }
-    }).step("read-only dev", "/dev")
+    sys::mount_setattr(libc::AT_FDCWD, c"/dev", 0, libc::MOUNT_ATTR_RDONLY)
+        .or_else(|why| {
+            // Without a mount of its own `/dev` is part of the root, which is read-only already.
+            if why.raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { Err(why) }
+        })
+        .step("read-only dev", "/dev")
+}
+
+#[expect(clippy::disallowed_methods, reason = "there is no other thread yet")]
+fn chdir(to: &str) -> io::Result<()> {
+    std::env::set_current_dir(to)
 }
 
 fn hostname(name: &str) -> io::Result<()> {

@@ -152,7 +152,7 @@ impl Shell {
                 let _ = sys::poll(&mut watched[..1], Some(Instant::now() + Duration::from_millis(5)));
             }
             if failed {
-                std::thread::sleep(Duration::from_millis(5));
+                std::thread::park_timeout(Duration::from_millis(5));
             }
         }
     }

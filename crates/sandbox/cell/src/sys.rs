@@ -43,14 +43,7 @@ pub(crate) fn mount_setattr(fd: RawFd, at: &CStr, flags: libc::c_int, set: u64) 
     let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the structure and the path live through the call, and the size is the structure's own.
     check(unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            fd,
-            at.as_ptr(),
-            flags,
-            &raw const attr,
-            size_of::<libc::mount_attr>(),
-        )
+        libc::syscall(libc::SYS_mount_setattr, fd, at.as_ptr(), flags, &raw const attr, size_of::<libc::mount_attr>())
     })
     .map(drop)
 }

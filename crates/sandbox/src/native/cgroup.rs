@@ -58,7 +58,8 @@ fn sweep(layout: &Layout) {
     for place in [&layout.memory, &layout.pids, &layout.cpu].into_iter().flatten() {
         for entry in fs::read_dir(&place.directory).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let owner = name.to_str().and_then(|name| name.strip_prefix("palisade-")?.split_once('-')?.0.parse::<u32>().ok());
+            let owner =
+                name.to_str().and_then(|name| name.strip_prefix("palisade-")?.split_once('-')?.0.parse::<u32>().ok());
             if owner.is_some_and(|pid| fs::symlink_metadata(format!("/proc/{pid}")).is_err()) {
                 // Another worker may have been faster.
                 let _ = fs::remove_dir(entry.path());

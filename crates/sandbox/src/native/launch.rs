@@ -90,13 +90,7 @@ fn start(prepared: Prepared) -> Result<(Process, UnixStream), Error> {
         groups: prepared.identity.own,
     })?;
     drop(theirs);
-    let process = Process {
-        pidfd,
-        pid,
-        cgroups: Some(prepared.cgroups),
-        identity: prepared.identity,
-        reaped: false,
-    };
+    let process = Process { pidfd, pid, cgroups: Some(prepared.cgroups), identity: prepared.identity, reaped: false };
     // From here on a failure drops the process, which ends it.
     map_user(pid, &process.identity)?;
     if let Some(cgroups) = &process.cgroups {
@@ -170,11 +164,7 @@ fn clone(child: &Child) -> Result<(i32, OwnedFd), Error> {
     // child makes nothing but system calls until it executes another program, so that no lock that another thread held
     // at this moment can matter.
     let pid = unsafe {
-        let pid = libc::syscall(
-            libc::SYS_clone3,
-            &raw mut arguments,
-            size_of::<libc::clone_args>(),
-        );
+        let pid = libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>());
         if pid == 0 {
             become_cell(child);
         }

@@ -236,7 +236,7 @@ fn setup(
         tmp_bytes: spec.limits.tmp_bytes,
         hostname: spec.hostname.clone(),
         env,
-        rlimits: rlimits.into_iter().map(|(resource, limit)| (resource as u32, limit)).collect(),
+        rlimits,
         seccomp: seccomp::filters()?.clone(),
         roots,
         landlock: true,

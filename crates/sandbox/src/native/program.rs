@@ -20,7 +20,9 @@ fn seal() -> io::Result<OwnedFd> {
     let mut fd = -1;
     for flags in [libc::MFD_EXEC, 0] {
         // SAFETY: the name is a C string; the kernel returns a new descriptor or an error.
-        fd = unsafe { libc::memfd_create(c"palisade-cell".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | flags) };
+        fd = unsafe {
+            libc::memfd_create(c"palisade-cell".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | flags)
+        };
         if fd >= 0 {
             break;
         }

@@ -21,8 +21,7 @@ pub(super) struct Root {
 }
 
 /// Directories of the host that hold programs and libraries.
-const HOST_DIRECTORIES: &[&str] =
-    &["bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "opt"];
+const HOST_DIRECTORIES: &[&str] = &["bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "opt"];
 /// What of the host's `/etc` programs need, and what says nothing about the host: no private keys in particular.
 const HOST_ETC: &[&str] = &[
     "alternatives",
@@ -92,7 +91,10 @@ impl Root {
             });
         }
         let files = [
-            ("/etc/passwd", "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nagent:x:1000:1000:agent:/home/agent:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"),
+            (
+                "/etc/passwd",
+                "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nagent:x:1000:1000:agent:/home/agent:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+            ),
             ("/etc/group", "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"),
             ("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
             ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),

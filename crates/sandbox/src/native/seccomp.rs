@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
 use crate::Error;
@@ -116,9 +115,7 @@ pub(super) fn filters() -> Result<&'static Vec<Vec<u64>>, Error> {
 fn compile() -> Result<Vec<Vec<u64>>, String> {
     let mut filters = vec![numbers()];
     let mut refused: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|&call| (call, Vec::new())).collect();
-    let bits = |argument, mask: u64| {
-        condition(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), mask)
-    };
+    let bits = |argument, mask: u64| condition(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), mask);
     let namespaces = (0..64).map(|bit| 1u64 << bit).filter(|bit| NAMESPACES & bit != 0);
     refused.insert(libc::SYS_clone, namespaces.map(|bit| rule(vec![bits(0, bit)?])).collect::<Result<_, _>>()?);
     let mut other = Vec::new();
@@ -168,9 +165,7 @@ fn compile() -> Result<Vec<Vec<u64>>, String> {
     filters.push(build(BTreeMap::from(unknown), libc::ENOSYS)?);
     // The limit of core dumps stays as the cell has set it. Many programs that guard secrets lower it and end when they
     // cannot, so they are told that they have.
-    let core = |argument| {
-        condition(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(libc::RLIMIT_CORE))
-    };
+    let core = |argument| condition(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(libc::RLIMIT_CORE));
     let limits = BTreeMap::from([
         (libc::SYS_setrlimit, vec![rule(vec![core(0)?])?]),
         (libc::SYS_prlimit64, vec![rule(vec![core(1)?, setting])?]),

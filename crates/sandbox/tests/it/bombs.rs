@@ -84,7 +84,9 @@ async fn memory_that_belongs_to_no_process() {
     let other = Rig::new().await;
     let rig = Rig::with(|spec| (spec.limits.memory_bytes, spec.limits.tmp_bytes) = (Some(64 << 20), 1 << 30)).await;
     let fill = ExecRequest {
-        argv: ["/bin/bash", "-c", "head -c 500M /dev/zero > /tmp/fill; head -c 500M /dev/zero > /home/agent/fill"].map(str::to_owned).to_vec(),
+        argv: ["/bin/bash", "-c", "head -c 500M /dev/zero > /tmp/fill; head -c 500M /dev/zero > /home/agent/fill"]
+            .map(str::to_owned)
+            .to_vec(),
         timeout: Some(Duration::from_secs(20)),
         ..ExecRequest::default()
     };
@@ -103,9 +105,12 @@ async fn memory_that_belongs_to_no_process() {
 async fn places_in_memory_have_a_size() {
     let rig = Rig::with(|spec| spec.limits.tmp_bytes = 16 << 20).await;
     for place in ["/tmp", "/home/agent", "/run", "/dev/shm"] {
-        let said = rig.bash(&format!("head -c 100M /dev/zero > {place}/fill; stat -c %s {place}/fill; rm {place}/fill")).await;
+        let said =
+            rig.bash(&format!("head -c 100M /dev/zero > {place}/fill; stat -c %s {place}/fill; rm {place}/fill")).await;
         assert!(said.contains("No space left"), "{place}: {said}");
-        let many = format!("use POSIX; my $n = 0; while (open my $f, '>', \"{place}/f$n\") {{ $n++ }} print $n < 20000 ? $! : $n; unlink \"{place}/f$_\" for 0 .. $n");
+        let many = format!(
+            "use POSIX; my $n = 0; while (open my $f, '>', \"{place}/f$n\") {{ $n++ }} print $n < 20000 ? $! : $n; unlink \"{place}/f$_\" for 0 .. $n"
+        );
         assert_eq!(rig.perl(&many).await, "No space left on device", "{place}");
     }
     answers(&rig).await;
@@ -133,8 +138,11 @@ async fn output_without_end_costs_the_worker_nothing() {
     let rig = Rig::new().await;
     let before = resident();
     let mut floods = Vec::new();
-    for program in ["exec yes", "exec yes >&2", "while :; do printf x; done", "exec perl -e '$| = 1; print \"x\" while 1'"] {
-        let request = ExecRequest { argv: ["/bin/bash", "-c", program].map(str::to_owned).to_vec(), ..ExecRequest::default() };
+    for program in
+        ["exec yes", "exec yes >&2", "while :; do printf x; done", "exec perl -e '$| = 1; print \"x\" while 1'"]
+    {
+        let request =
+            ExecRequest { argv: ["/bin/bash", "-c", program].map(str::to_owned).to_vec(), ..ExecRequest::default() };
         floods.push(rig.sandbox.exec(request).await.unwrap());
     }
     // Nobody reads them for a while.
@@ -143,7 +151,9 @@ async fn output_without_end_costs_the_worker_nothing() {
     for flood in &mut floods {
         let mut taken = 0;
         for _ in 0..1500 {
-            let Some(Output::Stdout(bytes) | Output::Stderr(bytes)) = flood.next().await.unwrap() else { panic!("ended") };
+            let Some(Output::Stdout(bytes) | Output::Stderr(bytes)) = flood.next().await.unwrap() else {
+                panic!("ended")
+            };
             assert!(bytes.iter().all(|byte| b"yx\n".contains(byte)));
             taken += bytes.len();
         }
@@ -187,7 +197,8 @@ async fn all_that_was_printed_arrives_however_slowly_it_is_taken() {
 #[tokio::test]
 async fn input_that_nobody_reads_stalls_nobody_else() {
     let rig = Rig::new().await;
-    let sleeper = ExecRequest { argv: ["/bin/sleep", "1000"].map(str::to_owned).to_vec(), stdin: true, ..ExecRequest::default() };
+    let sleeper =
+        ExecRequest { argv: ["/bin/sleep", "1000"].map(str::to_owned).to_vec(), stdin: true, ..ExecRequest::default() };
     let sleeper = rig.sandbox.exec(sleeper).await.unwrap();
     let input = vec![b'x'; 4 << 20];
     // It waits, which is what the sender gets to feel …
@@ -198,7 +209,11 @@ async fn input_that_nobody_reads_stalls_nobody_else() {
     drop(sleeper);
     // A reader gets all of it, also one that gives up midway.
     for (program, said) in [("wc -c", "4194304\n"), ("head -c 3", "xxx")] {
-        let request = ExecRequest { argv: ["/bin/sh", "-c", program].map(str::to_owned).to_vec(), stdin: true, ..ExecRequest::default() };
+        let request = ExecRequest {
+            argv: ["/bin/sh", "-c", program].map(str::to_owned).to_vec(),
+            stdin: true,
+            ..ExecRequest::default()
+        };
         let reader = rig.sandbox.exec(request).await.unwrap();
         reader.write(&input).await.unwrap();
         reader.close_stdin().await.unwrap();

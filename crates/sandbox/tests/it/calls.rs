@@ -147,7 +147,11 @@ async fn nobody_has_a_capability_or_gets_one() {
     let sets = ["Inh", "Prm", "Eff", "Bnd", "Amb"].map(|set| format!("Cap{set}:{none}")).concat();
     assert_eq!(status, format!("{sets}NoNewPrivs:1Seccomp:2"));
     for word in ["su", "sudo", "mount", "ping", "newgrp", "passwd", "chsh", "umount", "pkexec"] {
-        let said = rig.bash(&format!("p=$(command -v {word}) && [ -u $p ] && echo | timeout 5 $p / / >/dev/null 2>&1 && echo gained; id -u")).await;
+        let said = rig
+            .bash(&format!(
+                "p=$(command -v {word}) && [ -u $p ] && echo | timeout 5 $p / / >/dev/null 2>&1 && echo gained; id -u"
+            ))
+            .await;
         assert_eq!(said, "1000", "{word}");
     }
     let made = "use Fcntl; umask 0; for my $m (04755, 02755, 06777) { sysopen(F, \"/workspace/s$m\", O_CREAT|O_WRONLY, $m) and print 'made' } \
@@ -175,7 +179,15 @@ async fn the_cell_survives_what_is_done_to_it() {
     for file in ["oom_score_adj", "coredump_filter", "comm", "timerslack_ns", "setgroups", "uid_map"] {
         assert_ne!(rig.run(&["/bin/bash", "-c", &format!("echo 1 > /proc/1/{file}")]).await.0.code, Some(0), "{file}");
     }
-    assert_eq!(rig.perl("my $l = pack('Q2', 0, 0); print syscall(NUMBER, 1, 7, $l, 0) == -1 ? 'no' : 'set'".replace("NUMBER", &libc::SYS_prlimit64.to_string()).as_str()).await, "no");
+    assert_eq!(
+        rig.perl(
+            "my $l = pack('Q2', 0, 0); print syscall(NUMBER, 1, 7, $l, 0) == -1 ? 'no' : 'set'"
+                .replace("NUMBER", &libc::SYS_prlimit64.to_string())
+                .as_str()
+        )
+        .await,
+        "no"
+    );
 }
 
 #[tokio::test]
@@ -204,6 +216,8 @@ async fn the_sandbox_has_every_namespace_of_its_own() {
     // Nothing of the worker's place shows: the root of its control groups is the sandbox's own.
     let groups = rig.bash("cut -d: -f3 /proc/self/cgroup | sort -u").await;
     assert_eq!(groups, "/", "{groups}");
-    let (text, _) = rig.within("bash", json!({"command": "cat /proc/self/uid_map /proc/self/setgroups"}), Duration::from_secs(5)).await;
+    let (text, _) = rig
+        .within("bash", json!({"command": "cat /proc/self/uid_map /proc/self/setgroups"}), Duration::from_secs(5))
+        .await;
     assert!(text.contains("1000"), "{text}");
 }

@@ -24,9 +24,13 @@ async fn nothing_reaches_the_host_or_the_world() {
     listener.set_nonblocking(true).unwrap();
     let rig = Rig::new().await;
     let (tcp_port, udp_port) = (tcp.local_addr().unwrap().port(), udp.local_addr().unwrap().port());
-    for address in ["127.0.0.1", "0.0.0.0", "localhost", "10.0.0.1", "169.254.169.254", "1.1.1.1", "::1", "::ffff:127.0.0.1"] {
-        let connect = format!("timeout 3 bash -c 'echo hi > /dev/tcp/{address}/{tcp_port}' && echo through; \
-                               timeout 3 bash -c 'echo hi > /dev/udp/{address}/{udp_port}'; true");
+    for address in
+        ["127.0.0.1", "0.0.0.0", "localhost", "10.0.0.1", "169.254.169.254", "1.1.1.1", "::1", "::ffff:127.0.0.1"]
+    {
+        let connect = format!(
+            "timeout 3 bash -c 'echo hi > /dev/tcp/{address}/{tcp_port}' && echo through; \
+                               timeout 3 bash -c 'echo hi > /dev/udp/{address}/{udp_port}'; true"
+        );
         let said = rig.bash(&connect).await;
         assert!(!said.contains("through"), "{address}: {said}");
     }
@@ -66,7 +70,8 @@ async fn two_sandboxes_share_nothing() {
                 perl -e 'for (shmget(4711, 0, 0), msgget(4712, 0), semget(4713, 0, 0)) { print \"found\" if defined }; \
                 use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0); connect(S, pack_sockaddr_un(\"\\0between\")) and print \"through\"'; ls -A /tmp";
     assert_eq!(other.bash(find).await, "(no output)");
-    let files = [&one, &other].map(|rig| std::fs::metadata(format!("/proc/{}/environ", rig.sandbox.pid().unwrap())).unwrap());
+    let files =
+        [&one, &other].map(|rig| std::fs::metadata(format!("/proc/{}/environ", rig.sandbox.pid().unwrap())).unwrap());
     let users = [&one, &other].map(|rig| {
         std::fs::read_to_string(format!("/proc/{}/status", rig.sandbox.pid().unwrap()))
             .unwrap()
@@ -83,6 +88,9 @@ async fn two_sandboxes_share_nothing() {
     assert!(files.iter().all(|meta| meta.uid() == 0 || !rustix::process::geteuid().is_root()));
     // And neither has a name for the other.
     let theirs = other.sandbox.pid().unwrap();
-    assert_eq!(one.bash(&format!("ls -d /proc/{theirs} 2>/dev/null; kill -0 {theirs} 2>/dev/null && echo seen; true")).await, "(no output)");
+    assert_eq!(
+        one.bash(&format!("ls -d /proc/{theirs} 2>/dev/null; kill -0 {theirs} 2>/dev/null && echo seen; true")).await,
+        "(no output)"
+    );
     assert_eq!(std::fs::read_to_string(format!("/proc/{theirs}/environ")).unwrap_or_default(), "");
 }

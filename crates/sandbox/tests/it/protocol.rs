@@ -103,11 +103,15 @@ async fn many_calls_at_once_are_all_answered() {
         calls.spawn(async move {
             match n % 4 {
                 0 => assert_eq!(rig.bash(&format!("echo {n}")).await, n.to_string()),
-                1 => assert_eq!(rig.call("write", json!({"file_path": format!("f{n}"), "content": "x"})).await.0, format!("wrote 1 bytes to f{n}")),
+                1 => assert_eq!(
+                    rig.call("write", json!({"file_path": format!("f{n}"), "content": "x"})).await.0,
+                    format!("wrote 1 bytes to f{n}")
+                ),
                 2 => assert_eq!(rig.run(&["/bin/echo", &n.to_string()]).await.1, n.to_string()),
                 // Programs that cannot be started, among those that can.
                 _ => {
-                    let request = palisade_sandbox::ExecRequest { argv: vec![format!("/no/such/{n}")], ..Default::default() };
+                    let request =
+                        palisade_sandbox::ExecRequest { argv: vec![format!("/no/such/{n}")], ..Default::default() };
                     let failed = rig.sandbox.exec(request).await.unwrap().wait().await.unwrap_err();
                     assert!(failed.to_string().contains("No such file"), "{failed}");
                 }

@@ -33,7 +33,8 @@ fn the_guarantees_hold_without_root() {
         return;
     }
     // The program and its directories must be within the other user's reach.
-    let place = tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir().unwrap();
+    let place =
+        tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir().unwrap();
     let scratch = place.path().join("scratch");
     std::fs::create_dir(&scratch).unwrap();
     std::fs::set_permissions(&scratch, std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
@@ -42,7 +43,12 @@ fn the_guarantees_hold_without_root() {
     let nobody = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let mut failures = Vec::new();
     for name in AGAIN {
-        let child = again_through(&nobody, &program, name).env("TMPDIR", &scratch).stderr(Stdio::piped()).stdout(Stdio::piped()).output().unwrap();
+        let child = again_through(&nobody, &program, name)
+            .env("TMPDIR", &scratch)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::piped())
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&child.stdout).into_owned();
         if !child.status.success() || !said.contains("1 passed") {
             failures.push(format!("{name}: {said}{}", String::from_utf8_lossy(&child.stderr)));

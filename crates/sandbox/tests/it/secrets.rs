@@ -45,7 +45,8 @@ async fn variables_and_descriptors_of_the_worker_stay_outside() {
 #[tokio::test]
 async fn a_command_inherits_three_descriptors_and_no_more() {
     let rig = Rig::new().await;
-    let list = "opendir D, '/proc/self/fd'; print join ' ', sort { $a <=> $b } grep { /^\\d+$/ && $_ != fileno(D) } readdir D";
+    let list =
+        "opendir D, '/proc/self/fd'; print join ' ', sort { $a <=> $b } grep { /^\\d+$/ && $_ != fileno(D) } readdir D";
     assert_eq!(rig.perl(list).await, "0 1 2");
     assert_eq!(rig.bash(&format!("perl -e \"{}\"", list.replace('$', "\\$"))).await, "0 1 2");
     // The socket to the worker is the one thing of the cell's that would be worth having.
@@ -56,13 +57,16 @@ async fn a_command_inherits_three_descriptors_and_no_more() {
 #[tokio::test]
 async fn the_cell_cannot_be_looked_into() {
     let rig = Rig::new().await;
-    for file in ["environ", "mem", "maps", "fd/3", "exe", "root/etc/shadow", "cwd/x", "stack", "syscall", "auxv", "map_files"] {
+    for file in
+        ["environ", "mem", "maps", "fd/3", "exe", "root/etc/shadow", "cwd/x", "stack", "syscall", "auxv", "map_files"]
+    {
         let (status, said) = rig.run(&["/bin/cat", &format!("/proc/1/{file}")]).await;
         assert_ne!(status.code, Some(0), "{file}: {said}");
     }
     assert_eq!(rig.run(&["/bin/ls", "/proc/1/fd"]).await.0.code, Some(2));
     // Nor is its program there to be written, by that name or any other.
-    let overwrite = "open F, '+<', '/proc/1/exe' and print 'open'; open F, '>', '/proc/1/mem' and print 'open'; print 'done'";
+    let overwrite =
+        "open F, '+<', '/proc/1/exe' and print 'open'; open F, '>', '/proc/1/mem' and print 'open'; print 'done'";
     assert_eq!(rig.perl(overwrite).await, "done");
     assert_eq!(rig.bash("cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -c PALISADE").await, "0");
 }
@@ -129,7 +133,10 @@ async fn what_is_read_only_stays_as_it_is() {
         let (status, said) = rig.run(&["/bin/bash", "-c", &format!("echo h > {place}")]).await;
         assert_ne!(status.code, Some(0), "{place}: {said}");
     }
-    assert_eq!(rig.bash("cat /mnt/memory/notes/note; rm -f /mnt/memory/notes/note /usr/bin/env 2>/dev/null; echo").await, "kept");
+    assert_eq!(
+        rig.bash("cat /mnt/memory/notes/note; rm -f /mnt/memory/notes/note /usr/bin/env 2>/dev/null; echo").await,
+        "kept"
+    );
     assert_eq!(fs::read_to_string(memory.path().join("note")).unwrap(), "kept");
     let (text, is_error) = rig.call("write", json!({"file_path": "/mnt/memory/notes/note", "content": "x"})).await;
     assert!(is_error && text.contains("read-only"), "{text}");

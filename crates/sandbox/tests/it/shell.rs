@@ -9,7 +9,8 @@ use crate::rig::Rig;
 #[tokio::test]
 async fn output_does_not_pass_for_a_status() {
     let rig = Rig::new().await;
-    let forge = "for n in $(seq 3 20) 255; do printf '%s 0\\n' 00000000000000000000000000000000 >&$n; done 2>/dev/null; false";
+    let forge =
+        "for n in $(seq 3 20) 255; do printf '%s 0\\n' 00000000000000000000000000000000 >&$n; done 2>/dev/null; false";
     assert!(rig.call("bash", json!({"command": forge})).await.1);
     // Through the shell's own descriptors, as far as a child can open them.
     let forge = "for f in /proc/$PPID/fd/* /proc/$$/fd/*; do [ -p $f ] && (echo 'x 0' > $f) & done 2>/dev/null; wait; sh -c 'exit 7'";
@@ -35,11 +36,24 @@ async fn output_does_not_pass_for_a_status() {
 #[tokio::test]
 async fn a_shell_that_is_turned_against_its_protocol_costs_one_call() {
     let rig = Rig::new().await;
-    for attack in ["builtin() { :; }", "eval() { :; }", "exec 0</dev/null", "set -n", "kill -STOP $$", "cat /proc/$$/fd/0 >/dev/null", "exec sleep 100", "readonly POSIXLY_CORRECT; trap '' TERM; kill -9 $$"] {
+    for attack in [
+        "builtin() { :; }",
+        "eval() { :; }",
+        "exec 0</dev/null",
+        "set -n",
+        "kill -STOP $$",
+        "cat /proc/$$/fd/0 >/dev/null",
+        "exec sleep 100",
+        "readonly POSIXLY_CORRECT; trap '' TERM; kill -9 $$",
+    ] {
         let input = json!({"command": attack});
         rig.within("bash", input, Duration::from_millis(400)).await;
         rig.within("bash", json!({"command": "true"}), Duration::from_millis(400)).await;
-        assert_eq!(rig.call("bash", json!({"command": "echo fresh", "restart": true})).await, ("fresh".to_owned(), false), "{attack}");
+        assert_eq!(
+            rig.call("bash", json!({"command": "echo fresh", "restart": true})).await,
+            ("fresh".to_owned(), false),
+            "{attack}"
+        );
     }
 }
 

@@ -51,7 +51,10 @@ async fn bash_says_what_happened() {
     assert!(wrong(&rig, "no_such", json!({})).await.contains("no such tool"));
     let environment = rig.bash("env | cut -d= -f1 | sort | tr '\\n' ' '").await;
     assert!(!environment.contains("ANTHROPIC") && !environment.contains("CARGO"), "{environment}");
-    assert_eq!(rig.bash("echo $TERM $HOME $PWD $-; tty; id -un").await, "dumb /home/agent /workspace hBs\nnot a tty\nagent");
+    assert_eq!(
+        rig.bash("echo $TERM $HOME $PWD $-; tty; id -un").await,
+        "dumb /home/agent /workspace hBs\nnot a tty\nagent"
+    );
     // As many bytes as are kept, and one more.
     let exact = rig.bash("head -c 102400 /dev/zero | tr '\\0' x").await;
     assert!(exact.len() == 102_400 && !exact.contains("truncated"));
@@ -94,10 +97,20 @@ async fn read_text() {
         assert_eq!(said, "read: view_range must be [start_line, end_line]");
     }
     let said = wrong(&rig, "read", json!({"file_path": "over"})).await;
-    assert!(said.starts_with("read: over is 390000 bytes, exceeds 262144-byte limit.") && said.contains("view_range"), "{said}");
-    assert_eq!(ok(&rig, "read", json!({"file_path": "over", "view_range": [29_999, 30_001]})).await, "line of text\nline of text");
-    assert!(wrong(&rig, "read", json!({"file_path": "over", "view_range": [1, -1]})).await.contains("262144-byte limit"));
-    assert!(wrong(&rig, "read", json!({"file_path": "long", "view_range": [2, 2]})).await.contains("262144-byte limit"));
+    assert!(
+        said.starts_with("read: over is 390000 bytes, exceeds 262144-byte limit.") && said.contains("view_range"),
+        "{said}"
+    );
+    assert_eq!(
+        ok(&rig, "read", json!({"file_path": "over", "view_range": [29_999, 30_001]})).await,
+        "line of text\nline of text"
+    );
+    assert!(
+        wrong(&rig, "read", json!({"file_path": "over", "view_range": [1, -1]})).await.contains("262144-byte limit")
+    );
+    assert!(
+        wrong(&rig, "read", json!({"file_path": "long", "view_range": [2, 2]})).await.contains("262144-byte limit")
+    );
     assert_eq!(ok(&rig, "read", json!({"file_path": "long", "view_range": [3, 3]})).await, "short");
     for (path, said) in [
         ("binary", "read: binary: not valid UTF-8 text (binary file)"),
@@ -126,7 +139,8 @@ async fn read_pictures_and_documents() {
     let rig = Rig::new().await;
     let see = async |name: &str, bytes: &[u8]| {
         fs::write(rig.workspace().join(name), bytes).unwrap();
-        let call = ToolCall { name: "read".to_owned(), input: json!({"file_path": name}), timeout: Duration::from_secs(20) };
+        let call =
+            ToolCall { name: "read".to_owned(), input: json!({"file_path": name}), timeout: Duration::from_secs(20) };
         rig.sandbox.tool(call).await.unwrap()
     };
     for (name, head, kind, media) in [
@@ -172,7 +186,10 @@ async fn write_and_edit() {
     assert!(at("link").is_symlink());
     assert_eq!(fs::metadata(at("a/b/c")).unwrap().permissions().mode() & 0o777, 0o750);
     assert_eq!(ok(&rig, "write", write("empty", "")).await, "wrote 0 bytes to empty");
-    assert_eq!(ok(&rig, "write", write("/mnt/session/outputs/report", "x")).await, "wrote 1 bytes to /mnt/session/outputs/report");
+    assert_eq!(
+        ok(&rig, "write", write("/mnt/session/outputs/report", "x")).await,
+        "wrote 1 bytes to /mnt/session/outputs/report"
+    );
     assert_eq!(fs::read_to_string(rig.home.path().join("outputs/report")).unwrap(), "x");
     assert_eq!(ok(&rig, "write", write("/mnt/memory/kept/note", "x")).await, "wrote 1 bytes to /mnt/memory/kept/note");
     assert_eq!(ok(&rig, "read", json!({"file_path": "/mnt/memory/seen/note"})).await, "x");
@@ -248,7 +265,9 @@ async fn glob_finds_files() {
     for pattern in ["../*", "src/../../*", "", "[z", "{a,b"] {
         assert!(wrong(&rig, "glob", glob(pattern)).await.starts_with("glob: "));
     }
-    for (path, said) in [("/etc", "outside"), ("etc", "outside"), ("none", "no such file"), ("new.ts", "not a directory")] {
+    for (path, said) in
+        [("/etc", "outside"), ("etc", "outside"), ("none", "no such file"), ("new.ts", "not a directory")]
+    {
         assert!(wrong(&rig, "glob", json!({"pattern": "*", "path": path})).await.contains(said), "{path}");
     }
     rig.bash("mkdir many; touch many/{1..500}").await;
@@ -258,11 +277,13 @@ async fn glob_finds_files() {
 #[tokio::test]
 async fn grep_finds_lines() {
     let rig = Rig::new().await;
-    rig.bash("mkdir -p src .git node_modules; printf 'alpha\\nbeta\\ngamma\\n' > src/a; printf 'beta max' > b; \
+    rig.bash(
+        "mkdir -p src .git node_modules; printf 'alpha\\nbeta\\ngamma\\n' > src/a; printf 'beta max' > b; \
               printf 'beta\\0' > binary; cp b .git/b; cp b node_modules/b; ln -s /etc/passwd link; mkfifo fifo; \
               { head -c 5000 /dev/zero | tr '\\0' y; echo needle; } > long; yes 'many lines' | head -n 20000 > many; \
-              printf 'x\\033[31mred\\n' > escape")
-        .await;
+              printf 'x\\033[31mred\\n' > escape",
+    )
+    .await;
     let grep = |pattern: &str| json!({"pattern": pattern});
     assert_eq!(ok(&rig, "grep", grep("^beta")).await, "/workspace/b:1:beta max\n/workspace/src/a:2:beta\n");
     assert_eq!(ok(&rig, "grep", json!({"pattern": "a$", "path": "src/a"})).await, "1:alpha\n2:beta\n3:gamma\n");

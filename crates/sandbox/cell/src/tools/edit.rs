@@ -18,7 +18,8 @@ pub(super) fn edit(roots: &Roots, input: &Value) -> Result<String, String> {
         return Err("edit: old_string is required".to_owned());
     }
     let path = roots.resolve("edit", given, For::Writing)?;
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOFOLLOW).open(&path);
+    let file =
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOFOLLOW).open(&path);
     let file = file.map_err(|why| explain("edit", given, &why))?;
     let meta = file.metadata().map_err(|why| explain("edit", given, &why))?;
     if !meta.is_file() {

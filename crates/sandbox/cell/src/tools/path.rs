@@ -37,7 +37,8 @@ impl Roots {
             Some(libc::ELOOP) => format!("{tool}: {given}: too many symbolic links"),
             _ => format!("{tool}: {given}: {why}"),
         })?;
-        let root = self.0.iter().filter(|(root, _)| real.starts_with(root)).max_by_key(|(root, _)| root.as_os_str().len());
+        let root =
+            self.0.iter().filter(|(root, _)| real.starts_with(root)).max_by_key(|(root, _)| root.as_os_str().len());
         match root {
             None => Err(outside()),
             Some((_, false)) if purpose == For::Writing => {
@@ -65,8 +66,7 @@ fn fold(path: &Path) -> PathBuf {
 
 fn follow(path: &Path) -> io::Result<PathBuf> {
     let mut real = PathBuf::from("/");
-    let mut rest: Vec<std::ffi::OsString> =
-        path.components().rev().filter_map(normal).map(ToOwned::to_owned).collect();
+    let mut rest: Vec<std::ffi::OsString> = path.components().rev().filter_map(normal).map(ToOwned::to_owned).collect();
     let mut links = 0;
     while let Some(name) = rest.pop() {
         if name == ".." {

@@ -20,7 +20,8 @@ pub(super) fn read(roots: &Roots, input: &Value) -> Result<Output, String> {
     let range = range(&input["view_range"])?;
     let path = roots.resolve("read", given, For::Reading)?;
     // Without blocking: a FIFO in the workspace must not hold the call.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOFOLLOW).open(&path);
+    let file =
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOFOLLOW).open(&path);
     let mut file = file.map_err(|why| explain("read", given, &why))?;
     let meta = file.metadata().map_err(|why| explain("read", given, &why))?;
     if !meta.is_file() {
@@ -34,7 +35,10 @@ pub(super) fn read(roots: &Roots, input: &Value) -> Result<Output, String> {
     let head = &head[..got];
     if let Some(media_type) = image(head) {
         if meta.len() > MAX_IMAGE / 4 * 3 {
-            return Err(format!("read: {given} is {} bytes, exceeds the limit of 5 MiB for an encoded image", meta.len()));
+            return Err(format!(
+                "read: {given} is {} bytes, exceeds the limit of 5 MiB for an encoded image",
+                meta.len()
+            ));
         }
         return block(file, head, given, "image", media_type);
     }

@@ -158,7 +158,10 @@ pub(super) fn grep(roots: &Roots, input: &Value) -> Result<String, String> {
 }
 
 fn search(path: &Path, regex: &regex::bytes::Regex, name: Option<&str>, out: &mut Vec<u8>) {
-    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOFOLLOW).open(path);
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOFOLLOW)
+        .open(path);
     let Ok(file) = file else { return };
     let mut bytes = Vec::new();
     if file.take(MAX_SEARCHED).read_to_end(&mut bytes).is_err() {
