@@ -274,9 +274,8 @@ fn run(live: &mut Live, command: &str, timeout: Duration, kept: &mut Kept) -> io
     let nonce = nonce()?;
     let quoted = command.replace('\'', r"'\''");
     // One line of the shell's own grammar: it is read whole before any of it runs.
-    let line = format!(
-        "eval '{quoted}' </dev/null {STATUS}>&-; {{ builtin printf '%s %s\\n' {nonce} \"$?\" >&{STATUS}; }} 2>/dev/null\n"
-    );
+    let line =
+        format!("eval '{quoted}' </dev/null {STATUS}>&-; {{ builtin echo {nonce} \"$?\" >&{STATUS}; }} 2>/dev/null\n");
     let deadline = Instant::now() + timeout;
     let mut unsent = line.as_bytes();
     let mut status = Vec::new();
@@ -334,7 +333,8 @@ fn parse(status: &[u8], nonce: &str) -> Option<i32> {
 }
 
 fn nonce() -> io::Result<String> {
-    let mut bytes = [0; 16];
+    // The shell reads its input byte by byte, so this is no longer than it needs to be.
+    let mut bytes = [0; 8];
     // SAFETY: the buffer is as long as the length says.
     check(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) } as libc::c_long)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())

@@ -63,8 +63,10 @@ impl Identity {
             .ok_or_else(|| Error::Spec("all host users for sandboxes are in use".to_owned()))?
             .map_err(Error::Identity)?;
         let identity = Identity { uid, gid: uid, own: true, _claim: Some(claim) };
-        // What is only read needs no new owner.
-        let memory = spec.memory.iter().filter(|mount| !mount.read_only).map(|mount| mount.host.as_path());
+        // What is only read, and may be read by everybody, needs no new owner: several sessions can share it.
+        let shared = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.mode() & 0o005 == 0o005);
+        let memory = spec.memory.iter().filter(|mount| !(mount.read_only && shared(&mount.host)));
+        let memory = memory.map(|mount| mount.host.as_path());
         for path in [spec.workspace.as_path(), &spec.outputs].into_iter().chain(memory) {
             identity.give(path).map_err(|cause| Error::Directory { path: path.to_owned(), cause: cause.into() })?;
         }

@@ -184,6 +184,13 @@ struct CapHeader {
     pid: i32,
 }
 
+// What the child's exit status says about how far it came.
+const ORPHAN: i32 = 101;
+const GROUPS: i32 = 102;
+const USER: i32 = 103;
+const EXECUTE: i32 = 104;
+const CGROUP: i32 = 105;
+
 /// The child's side: waits for its user, keeps the capabilities over the execution of the cell, and executes it.
 ///
 /// # Safety
@@ -199,18 +206,18 @@ unsafe fn become_cell(child: &Child) -> ! {
         // The parent says when the user is mapped; if it dies first, so does this.
         libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
         if libc::syscall(libc::SYS_read, child.socket, &raw mut word, 1) != 1 {
-            libc::syscall(libc::SYS_exit_group, 101);
+            libc::syscall(libc::SYS_exit_group, ORPHAN);
         }
         libc::syscall(libc::SYS_setsid);
         // Only now, in its control groups: what it sees as their root is its own, not the worker's.
         if libc::syscall(libc::SYS_unshare, libc::CLONE_NEWCGROUP) != 0 {
-            libc::syscall(libc::SYS_exit_group, 105);
+            libc::syscall(libc::SYS_exit_group, CGROUP);
         }
         if child.groups && libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) != 0 {
-            libc::syscall(libc::SYS_exit_group, 102);
+            libc::syscall(libc::SYS_exit_group, GROUPS);
         }
         if libc::syscall(libc::SYS_setresgid, id, id, id) != 0 || libc::syscall(libc::SYS_setresuid, id, id, id) != 0 {
-            libc::syscall(libc::SYS_exit_group, 103);
+            libc::syscall(libc::SYS_exit_group, USER);
         }
         // Another program keeps capabilities of a user that is not root only when they are ambient.
         let header = CapHeader { version: 0x2008_0522, pid: 0 };
@@ -238,7 +245,7 @@ unsafe fn become_cell(child: &Child) -> ! {
             envp.as_ptr(),
             libc::AT_EMPTY_PATH,
         );
-        libc::syscall(libc::SYS_exit_group, 104);
+        libc::syscall(libc::SYS_exit_group, EXECUTE);
     }
     // The call above does not return.
     loop {
@@ -272,16 +279,31 @@ impl Process {
         self.bury();
     }
 
-    fn bury(&mut self) {
+    /// Why there was no word from a cell. Blocks like [`Process::end`].
+    pub(super) fn autopsy(mut self) -> Error {
+        let step = match self.bury() {
+            Some(GROUPS) => "giving up the worker's groups",
+            Some(USER) => "becoming the sandbox's user",
+            Some(EXECUTE) => "executing the cell's program",
+            Some(CGROUP) => "making a control group namespace",
+            _ => return Error::Ended,
+        };
+        let cause = io::Error::other("refused by the system; see `palisade doctor` for what this machine allows");
+        Error::Build { step: step.to_owned(), detail: "before the cell".to_owned(), cause }
+    }
+
+    /// Ends it, once; its exit status, if it had ended by itself.
+    fn bury(&mut self) -> Option<i32> {
         if std::mem::replace(&mut self.reaped, true) {
-            return;
+            return None;
         }
         self.kill();
         let options = rustix::process::WaitIdOptions::EXITED;
-        let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(self.pidfd.as_fd()), options);
+        let status = rustix::process::waitid(rustix::process::WaitId::PidFd(self.pidfd.as_fd()), options);
         if let Some(cgroups) = self.cgroups.take() {
             cgroups.remove();
         }
+        status.ok().flatten().and_then(|status| status.exit_status())
     }
 }
 

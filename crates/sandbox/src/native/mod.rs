@@ -74,7 +74,13 @@ impl Driver for Native {
         stream.set_nonblocking(true).map_err(Error::Socket)?;
         let mut stream = UnixStream::from_std(stream).map_err(Error::Socket)?;
         let ready = tokio::time::timeout(START, ready(&mut stream)).await;
-        let ready = ready.map_err(|_| Error::Timeout(START.as_secs()))??;
+        let ready = match ready.map_err(|_| Error::Timeout(START.as_secs()))? {
+            Err(Error::Ended) => {
+                let autopsy = tokio::task::spawn_blocking(move || process.autopsy()).await;
+                return Err(autopsy.unwrap_or(Error::Ended));
+            }
+            ready => ready?,
+        };
         let (landlock_abi, notes) = match ready {
             Ready::Up { landlock_abi, notes } => (landlock_abi, notes),
             Ready::Failed { step, errno, detail } => {
