@@ -92,6 +92,10 @@ impl Samples {
         self.0.extend(took);
     }
 
+    pub(super) fn append(&mut self, other: Samples) {
+        self.0.extend(other.0);
+    }
+
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }

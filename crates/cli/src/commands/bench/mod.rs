@@ -32,8 +32,8 @@ seccomp filter and no Landlock, where bubblewrap is installed.
 
 tool_call.p50_ms: one session whose scripted model asks for `true` again and again, in a warm sandbox with a warm shell. \
 From `agent.tool_use` to the first sight of its `user.tool_result`, both as they arrive on a stream of a third party. \
-Peers: the official Python and TypeScript workers, on the same server with the same script, one after the other. They run \
-commands without a sandbox.
+Peers: the official Python and TypeScript workers, on the same server with the same script, in three rounds of \
+sessions by turns. They run commands without a sandbox.
 
 dispatch.first_result_p50_ms: from sending `create session` with a message to the sight of the first `user.tool_result` \
 on the session's stream: model request, claim, cold sandbox, cold shell and posting included. Sessions one after the other, \

@@ -16,53 +16,69 @@ const FIGURE: &str = "tool_call.p50_ms";
 /// How long a whole session may take, whoever works.
 const PATIENCE: Duration = Duration::from_secs(45);
 
+/// Calls of a session that are left out: shell, connections and caches are cold.
+const WARM_UP: usize = 10;
+
 pub(super) async fn measure(plan: &Plan) -> Outcome<Vec<Figure>> {
-    let (count, warm_up) = plan.pick((220, 20), (60, 10));
-    let rig = Rig::start(&plan.place, &calls(count)).await?;
-    let figures = with_server(plan, &rig, warm_up).await;
+    let rig = Rig::start(&plan.place, &calls(WARM_UP + plan.pick(70, 50))).await?;
+    let figures = with_server(plan, &rig).await;
     rig.end().await;
     figures
 }
 
-async fn with_server(plan: &Plan, rig: &Rig, warm_up: usize) -> Outcome<Vec<Figure>> {
-    let ours = play(rig, rig.worker(&[]).await?).await?.without_first(warm_up);
+/// A peer: its name, and what starts it.
+struct Peer {
+    name: &'static str,
+    program: PathBuf,
+    script: PathBuf,
+    times: Samples,
+}
+
+async fn with_server(plan: &Plan, rig: &Rig) -> Outcome<Vec<Figure>> {
+    let (mut ours, mut peers) = (Samples::default(), peers(plan));
+    // Turn by turn, so that what else the machine does falls on all.
+    for _ in 0..plan.pick(3, 1) {
+        ours.append(play(rig, rig.worker(&[]).await?).await?.without_first(WARM_UP));
+        let mut present = Vec::new();
+        for mut peer in peers {
+            let theirs = match rig.foreign_worker(&peer.program, &peer.script).await {
+                Ok(worker) => play(rig, worker).await,
+                Err(failure) => Err(failure),
+            };
+            match theirs {
+                Ok(times) => {
+                    peer.times.append(times.without_first(WARM_UP));
+                    present.push(peer);
+                }
+                Err(failure) => {
+                    failure.report_as_warning();
+                    note(format!("note: {FIGURE} has no peer {}", peer.name));
+                }
+            }
+        }
+        peers = present;
+    }
     let figure = Figure::new(FIGURE, measured(ours.percentile_ms(50), FIGURE)?, "ms")
         .with_number("p99_ms", measured(ours.percentile_ms(99), FIGURE)?)
         .with("calls", ours.len());
-    let mut figures = Vec::new();
-    for (peer, program, script) in peers(plan) {
-        let theirs = match rig.foreign_worker(&program, &script).await {
-            Ok(worker) => play(rig, worker).await,
-            Err(failure) => Err(failure),
-        };
-        match theirs.map(|times| times.without_first(warm_up).percentile_ms(50)) {
-            Ok(Some(value)) => figures.push(figure.clone().beside(peer, value)),
-            Ok(None) => note(format!("note: {FIGURE} has no peer {peer}: it answered too few calls")),
-            Err(failure) => {
-                failure.report_as_warning();
-                note(format!("note: {FIGURE} has no peer {peer}"));
-            }
-        }
-    }
-    if figures.is_empty() {
-        figures.push(figure);
-    }
-    Ok(figures)
+    let beside = |peer: &Peer| Some(figure.clone().beside(peer.name, peer.times.percentile_ms(50)?));
+    let figures: Vec<_> = peers.iter().filter_map(beside).collect();
+    Ok(if figures.is_empty() { vec![figure] } else { figures })
 }
 
-/// The official workers whose SDKs are installed: their names, and what starts them.
-fn peers(plan: &Plan) -> Vec<(&'static str, PathBuf, PathBuf)> {
+/// The official workers whose SDKs are installed.
+fn peers(plan: &Plan) -> Vec<Peer> {
     let node = plan.compat.join("typescript/node_modules/@anthropic-ai/sdk/package.json");
     let candidates = [
         ("python_worker", plan.python.clone(), plan.compat.join("python/official_worker.py"), plan.python.clone()),
         ("typescript_worker", PathBuf::from("node"), plan.compat.join("typescript/official-worker.mjs"), node),
     ];
     let mut found = Vec::new();
-    for (peer, program, script, needed) in candidates {
+    for (name, program, script, needed) in candidates {
         let missing = [&script, &needed].into_iter().find(|path| !path.exists()).cloned();
         match missing {
-            None => found.push((peer, program, script)),
-            Some(missing) => note(format!("note: {FIGURE} has no peer {peer}: there is no {}", missing.display())),
+            None => found.push(Peer { name, program, script, times: Samples::default() }),
+            Some(missing) => note(format!("note: {FIGURE} has no peer {name}: there is no {}", missing.display())),
         }
     }
     found
