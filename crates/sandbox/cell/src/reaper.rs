@@ -6,6 +6,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::sys::{self, check};
 
@@ -43,6 +44,7 @@ struct Watched {
 struct Reaper {
     watched: Mutex<Watched>,
     started: Condvar,
+    none: Condvar,
 }
 
 impl Reaper {
@@ -77,6 +79,9 @@ fn reap(reaper: &Reaper) {
         if found < 0 {
             // Nobody is left, unless somebody was started since.
             watched.children = !watched.waiting.is_empty();
+            if !watched.children {
+                reaper.none.notify_all();
+            }
             while !watched.children {
                 watched = reaper.started.wait(watched).unwrap_or_else(PoisonError::into_inner);
             }
@@ -164,7 +169,13 @@ pub(crate) fn kill_tree(root: i32) {
     }
 }
 
-/// Kills every process but this one, all at the same instant: nothing that forks can get away.
+/// Kills every process but this one, all at the same instant, so that nothing that forks can get away; and waits until they
+/// have been collected, as they count as processes until then.
 pub(crate) fn kill_all() {
     sys::kill(-1, libc::SIGKILL);
+    let Ok(reaper) = reaper() else { return };
+    let watched = reaper.lock();
+    // What does not even die is left to whoever starts the next process to find out.
+    let gone = reaper.none.wait_timeout_while(watched, Duration::from_secs(2), |watched| watched.children);
+    drop(gone.unwrap_or_else(PoisonError::into_inner));
 }
