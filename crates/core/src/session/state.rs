@@ -172,6 +172,27 @@ fn hands_needed(place: Place, phase: &Phase, calls: &[Call]) -> bool {
 }
 
 impl State {
+    /// A session that has not begun.
+    pub fn new(session: Session, place: Place, thread: ThreadId) -> State {
+        State {
+            session,
+            place,
+            thread,
+            phase: Phase::Idle,
+            tail: 0,
+            calls: Vec::new(),
+            failures: 0,
+            rounds: 0,
+            compactions: 0,
+            window_used: 0,
+            running_since: None,
+            cost: 0,
+            work: None,
+            reoffers: 0,
+            pending: VecDeque::new(),
+        }
+    }
+
     /// The record of the session: all but its agent, which is large and seldom changes.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! A session with counted ids and a clock that only moves when told.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use palisade_api::{
     AgentId, ClientEvent, EnvironmentId, Event, EventId, Extra, Metadata, Session, SessionAgent, SessionId,
@@ -73,23 +73,7 @@ impl Rig {
             archived_at: None,
             extra: Extra::new(),
         };
-        let state = State {
-            session,
-            place,
-            thread: ThreadId::from("sthr_1"),
-            phase: Phase::Idle,
-            tail: 0,
-            calls: Vec::new(),
-            failures: 0,
-            rounds: 0,
-            compactions: 0,
-            window_used: 0,
-            running_since: None,
-            cost: 0,
-            work: None,
-            reoffers: 0,
-            pending: VecDeque::new(),
-        };
+        let state = State::new(session, place, ThreadId::from("sthr_1"));
         let price = Price { input: 100, output: 500, cache_read: 10, cache_write: 125 };
         let rules = Rules { prices: BTreeMap::from([("m".to_owned(), price)]), ..Rules::default() };
         Rig {

@@ -7,7 +7,7 @@ use palisade_api::{
     AgentId, ClientEvent, EnvironmentId, Event, EventId, Extra, Metadata, Session, SessionAgent, SessionId,
     SessionStatus, ThreadId, ToolParam,
 };
-use palisade_core::session::{Phase, Place, Rules, State};
+use palisade_core::session::{Place, Rules, State};
 use palisade_core::work::Leases;
 use palisade_engine::model::{Models, Script, Scripted};
 use palisade_engine::{
@@ -68,23 +68,7 @@ fn state(tools: &str) -> State {
         archived_at: None,
         extra: Extra::new(),
     };
-    State {
-        session,
-        place: Place::SelfHosted,
-        thread: ThreadId::from_bytes(&random_bytes()),
-        phase: Phase::Idle,
-        tail: 0,
-        calls: Vec::new(),
-        failures: 0,
-        rounds: 0,
-        compactions: 0,
-        window_used: 0,
-        running_since: None,
-        cost: 0,
-        work: None,
-        reoffers: 0,
-        pending: std::collections::VecDeque::new(),
-    }
+    State::new(session, Place::SelfHosted, ThreadId::from_bytes(&random_bytes()))
 }
 
 fn say(text: &str) -> Vec<ClientEvent> {

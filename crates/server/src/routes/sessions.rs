@@ -1,6 +1,5 @@
 //! Sessions, and the resources that they have.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use axum::Router;
@@ -12,7 +11,7 @@ use palisade_api::{
     SessionStatus, SessionUpdate, ThreadId, Usage, VaultId,
 };
 use palisade_core::batch::{Key, Kind, Record};
-use palisade_core::session::{Change, Phase, Place, State as Machine, session_from_records};
+use palisade_core::session::{Change, Place, State as Machine, session_from_records};
 use palisade_engine::EngineError;
 use palisade_store::{ListQuery, Order};
 use serde_json::Value;
@@ -99,23 +98,7 @@ fn state(
         archived_at: None,
         extra: Extra::new(),
     };
-    Machine {
-        session,
-        place,
-        thread: ThreadId::from_bytes(&random()),
-        phase: Phase::Idle,
-        tail: 0,
-        calls: Vec::new(),
-        failures: 0,
-        rounds: 0,
-        compactions: 0,
-        window_used: 0,
-        running_since: None,
-        cost: 0,
-        work: None,
-        reoffers: 0,
-        pending: VecDeque::new(),
-    }
+    Machine::new(session, place, ThreadId::from_bytes(&random()))
 }
 
 fn check_vaults(vaults: &[VaultId]) -> Answer<()> {
