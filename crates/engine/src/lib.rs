@@ -315,12 +315,19 @@ impl Engine {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
-            match Actor::load(engine.shared.clone(), id.clone(), inbox).await {
+            let left = match Actor::load(engine.shared.clone(), id.clone(), inbox).await {
                 Ok(actor) => actor.run().await,
-                Err(EngineError::NoSession) => {}
-                Err(why) => warn!(session = %id, error = %why, "the session could not be loaded"),
-            }
+                Err(EngineError::NoSession) => Vec::new(),
+                Err(why) => {
+                    warn!(session = %id, error = %why, "the session could not be loaded");
+                    Vec::new()
+                }
+            };
             engine.forget(&id, &own);
+            drop(own);
+            for message in left {
+                engine.tell(&id, message).await;
+            }
         });
         sender
     }

@@ -82,7 +82,10 @@ impl Actor {
     }
 
     /// Serves the session until it has nothing to do, is deleted, or belongs to somebody else.
-    pub(crate) async fn run(mut self) {
+    ///
+    /// Returns the messages that it did not come to: they arrived while it was ending, and are for whoever serves the
+    /// session next.
+    pub(crate) async fn run(mut self) -> Vec<Message> {
         let end = match self.recover().await {
             Ok(()) => self.serve().await,
             Err(end) => end,
@@ -93,8 +96,12 @@ impl Actor {
         if matches!(end, End::Deleted) {
             self.shared.feeds.close(&self.id);
         }
-        // Whoever still has a message in the inbox gets an error and starts the session anew.
         self.inbox.close();
+        let mut left = Vec::new();
+        while let Some(message) = self.inbox.recv().await {
+            left.push(message);
+        }
+        left
     }
 
     async fn recover(&mut self) -> Result<(), End> {
