@@ -42,6 +42,12 @@ pub enum Error {
         /// What the system said.
         cause: io::Error,
     },
+    /// The sandbox cannot be stopped as a whole.
+    #[error(
+        "the sandbox cannot be frozen: no control group that freezes can be made here; run the worker as root, or under \
+         systemd with Delegate=yes"
+    )]
+    Unfrozen,
     /// The system-call filters could not be compiled.
     #[error("compiling the system-call filters: {0}")]
     Seccomp(String),

@@ -18,7 +18,7 @@ pub use error::Error;
 pub use native::{Native, Options};
 pub use probe::{Probe, probe};
 pub use sandbox::{Exec, ExecRequest, ExitStatus, Output, Sandbox, ToolCall, ToolOutput};
-pub use spec::{Capabilities, Facility, Limits, MemoryMount, Report, Rootfs, Spec, Status};
+pub use spec::{Capabilities, Facility, Limits, MemoryMount, Report, Rootfs, Spec, Status, Usage, Workspace};
 
 use async_trait::async_trait;
 

@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use palisade_cell::{INPUT_WINDOW, LEAST_CHARGE, OUTPUT_WINDOW, Reply, Request, charge, check_length, decode, encode};
+use async_trait::async_trait;
+use palisade_cell::{
+    INPUT_WINDOW, LEAST_CHARGE, OUTPUT_WINDOW, Ready, Reply, Request, charge, check_length, decode, encode,
+};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::native::Process;
-use crate::{Error, Report};
+use crate::{Error, Report, Usage};
 
 /// A call's own limit is kept inside; the worker waits this much longer before it takes the sandbox for dead.
 const GRACE: Duration = Duration::from_secs(10);
@@ -92,7 +92,7 @@ const FRAMES: usize = (OUTPUT_WINDOW / LEAST_CHARGE) as usize + 1;
 
 /// The sending half. A sender that gives up midway leaves its frame's rest here, so that the next one finishes it.
 struct Writer {
-    half: OwnedWriteHalf,
+    half: Sink,
     frame: Vec<u8>,
     sent: usize,
 }
@@ -122,23 +122,47 @@ struct Link {
     cancels: mpsc::Sender<u64>,
 }
 
+/// Where a cell is heard.
+pub(crate) type Source = Box<dyn AsyncRead + Send + Unpin>;
+/// Where a cell hears.
+pub(crate) type Sink = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// What a driver holds of a sandbox from outside. Dropping it ends the sandbox.
+#[async_trait]
+pub(crate) trait Body: fmt::Debug + Send + Sync {
+    /// The host's number of the sandbox's first process, where the host can see it.
+    fn pid(&self) -> Option<i32>;
+
+    /// Stops every process; when this returns, none of them runs.
+    async fn freeze(&self) -> Result<(), Error>;
+
+    /// Lets them go on.
+    async fn thaw(&self) -> Result<(), Error>;
+
+    /// What all of them have used so far.
+    async fn usage(&self) -> Result<Usage, Error>;
+
+    /// Ends everything and waits until nothing is left, frozen or not.
+    async fn end(self: Box<Self>) -> Result<(), Error>;
+}
+
 /// A sandbox. Dropping it ends everything in it.
 pub struct Sandbox {
     link: Arc<Link>,
     tasks: [JoinHandle<()>; 2],
-    process: Option<Process>,
+    body: Option<Box<dyn Body>>,
     report: Report,
 }
 
 impl fmt::Debug for Sandbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sandbox").field("process", &self.process).finish_non_exhaustive()
+        f.debug_struct("Sandbox").field("body", &self.body).finish_non_exhaustive()
     }
 }
 
 impl Sandbox {
-    pub(crate) fn new(process: Process, stream: UnixStream, report: Report) -> Sandbox {
-        let (reader, writer) = stream.into_split();
+    /// A sandbox whose cell has said that it is up.
+    pub(crate) fn new(body: Box<dyn Body>, reader: Source, writer: Sink, report: Report) -> Sandbox {
         let waiting: Table = Arc::new(Mutex::new(Some(HashMap::new())));
         let (cancels, mut wishes) = mpsc::channel(256);
         let link = Arc::new(Link {
@@ -168,7 +192,7 @@ impl Sandbox {
                 }
             })
         };
-        Sandbox { link, tasks: [listener, canceller], process: Some(process), report }
+        Sandbox { link, tasks: [listener, canceller], body: Some(body), report }
     }
 
     /// What keeps it in.
@@ -176,9 +200,37 @@ impl Sandbox {
         &self.report
     }
 
-    /// The process id of its first process on the host.
+    /// The process id of its first process on the host, where the host can see it.
     pub fn pid(&self) -> Option<i32> {
-        self.process.as_ref().map(Process::pid)
+        self.body.as_ref().and_then(|body| body.pid())
+    }
+
+    /// Stops every process of the sandbox; when this returns, none of them runs. Calls wait until [`Sandbox::thaw`].
+    ///
+    /// # Errors
+    /// When the driver cannot do it here; then all of them run.
+    pub async fn freeze(&self) -> Result<(), Error> {
+        self.body()?.freeze().await
+    }
+
+    /// Lets the processes go on.
+    ///
+    /// # Errors
+    /// When the driver cannot do it.
+    pub async fn thaw(&self) -> Result<(), Error> {
+        self.body()?.thaw().await
+    }
+
+    /// What all processes of the sandbox have used so far.
+    ///
+    /// # Errors
+    /// When the driver cannot say.
+    pub async fn usage(&self) -> Result<Usage, Error> {
+        self.body()?.usage().await
+    }
+
+    fn body(&self) -> Result<&dyn Body, Error> {
+        self.body.as_deref().ok_or(Error::Ended)
     }
 
     /// Runs a tool. Dropping the future gives the call up: a running command is killed with all that it started.
@@ -234,15 +286,15 @@ impl Sandbox {
     /// Ends the sandbox and everything in it, and waits until it is gone.
     ///
     /// # Errors
-    /// Never at present; a driver that needs an engine's help may fail here.
+    /// When an engine whose help is needed cannot be reached or refuses.
     pub async fn destroy(mut self) -> Result<(), Error> {
         for task in &self.tasks {
             task.abort();
         }
-        if let Some(process) = self.process.take() {
-            tokio::task::spawn_blocking(move || process.end()).await.map_err(|_| Error::Ended)?;
+        match self.body.take() {
+            Some(body) => body.end().await,
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -290,7 +342,21 @@ impl Drop for Guard<'_> {
     }
 }
 
-async fn listen(mut reader: OwnedReadHalf, waiting: &Table) -> io::Result<()> {
+/// The cell's first word.
+pub(crate) async fn ready(reader: &mut Source) -> Result<Ready, Error> {
+    let mut length = [0; 4];
+    reader.read_exact(&mut length).await.map_err(ended)?;
+    let mut frame = vec![0; check_length(length).map_err(Error::Protocol)?];
+    reader.read_exact(&mut frame).await.map_err(ended)?;
+    let (ready, _) = decode(&frame).map_err(Error::Protocol)?;
+    Ok(ready)
+}
+
+fn ended(why: io::Error) -> Error {
+    if why.kind() == io::ErrorKind::UnexpectedEof { Error::Ended } else { Error::Protocol(why) }
+}
+
+async fn listen(mut reader: Source, waiting: &Table) -> io::Result<()> {
     loop {
         let mut length = [0; 4];
         reader.read_exact(&mut length).await?;
@@ -488,7 +554,7 @@ mod tests {
             // More than the window allows.
             output(b"x").repeat(FRAMES + 1),
         ] {
-            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
             let (reader, _writer) = ours.into_split();
             let (sender, _heard) = mpsc::channel(FRAMES);
             let input = Arc::new(Semaphore::new(0));
@@ -496,7 +562,7 @@ mod tests {
             let table: Table = Arc::new(Mutex::new(Some(HashMap::from([(1, waiting)]))));
             let (_, mut theirs) = theirs.into_split();
             let speak = async move { theirs.write_all(&said).await };
-            let (heard, _) = tokio::join!(listen(reader, &table), speak);
+            let (heard, _) = tokio::join!(listen(Box::new(reader), &table), speak);
             assert_eq!(heard.unwrap_err().kind(), io::ErrorKind::InvalidData);
         }
     }

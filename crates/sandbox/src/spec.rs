@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Describes a sandbox.
 #[derive(Debug, Clone)]
 pub struct Spec {
-    /// A directory of the host that becomes `/workspace`. Without root it must belong to the caller; with root it is given
-    /// to the sandbox's own user.
-    pub workspace: PathBuf,
+    /// What becomes `/workspace`.
+    pub workspace: Workspace,
     /// A directory of the host that becomes `/mnt/session/outputs`.
     pub outputs: PathBuf,
     /// Directories of the host that appear below `/mnt/memory`.
@@ -29,7 +28,7 @@ pub struct Spec {
 
 impl Spec {
     /// A sandbox on the host's own tools with the default limits.
-    pub fn new(workspace: impl Into<PathBuf>, outputs: impl Into<PathBuf>) -> Spec {
+    pub fn new(workspace: impl Into<Workspace>, outputs: impl Into<PathBuf>) -> Spec {
         Spec {
             workspace: workspace.into(),
             outputs: outputs.into(),
@@ -40,6 +39,38 @@ impl Spec {
             hostname: "sandbox".to_owned(),
             require: Vec::new(),
         }
+    }
+}
+
+/// What becomes `/workspace`: the one place that a session's work is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Workspace {
+    /// A directory of the host, as it is. Without root it must belong to the caller; with root it is given to the
+    /// sandbox's own user.
+    Directory(PathBuf),
+    /// Layers of which only the uppermost is written: what a checkpoint captures, and what sessions can share.
+    Layered {
+        /// Directories that are only read, topmost first. Nothing may write to them while a sandbox has them.
+        lower: Vec<PathBuf>,
+        /// A directory that belongs to this workspace alone. `upper` in it holds what was changed, in the format of
+        /// overlayfs with `userxattr`; `work` is overlayfs's own. Both are made when they are missing.
+        upper: PathBuf,
+    },
+}
+
+impl Workspace {
+    /// The directory of the host that is written to.
+    pub fn written(&self) -> &Path {
+        match self {
+            Workspace::Directory(directory) => directory,
+            Workspace::Layered { upper, .. } => upper,
+        }
+    }
+}
+
+impl<P: Into<PathBuf>> From<P> for Workspace {
+    fn from(directory: P) -> Workspace {
+        Workspace::Directory(directory.into())
     }
 }
 
@@ -62,6 +93,8 @@ pub enum Rootfs {
     Host,
     /// A directory that holds a root file system.
     Directory(PathBuf),
+    /// Layers of an image, topmost first, in the format of overlayfs with `userxattr`.
+    Layers(Vec<PathBuf>),
 }
 
 /// What a sandbox may use. None means no limit of the sandbox's own.
@@ -73,6 +106,10 @@ pub struct Limits {
     pub pids: Option<u64>,
     /// Processor time per second, in thousandths of a core.
     pub cpu_millis: Option<u64>,
+    /// The share of a busy processor against others, 1 to 10,000; what has none counts as 100.
+    pub cpu_weight: Option<u32>,
+    /// The share of a busy disk against others, 1 to 10,000, where its scheduler knows shares.
+    pub io_weight: Option<u32>,
     /// Open files of one process.
     pub open_files: Option<u64>,
     /// The largest file, in bytes.
@@ -87,6 +124,8 @@ impl Default for Limits {
             memory_bytes: Some(2 << 30),
             pids: Some(512),
             cpu_millis: None,
+            cpu_weight: None,
+            io_weight: None,
             open_files: Some(4096),
             file_bytes: Some(8 << 30),
             tmp_bytes: 512 << 20,
@@ -113,6 +152,8 @@ pub enum Facility {
     PidLimit,
     /// A limit of processor time by cgroup.
     CpuLimit,
+    /// All processes can be stopped at once.
+    Freeze,
 }
 
 impl fmt::Display for Facility {
@@ -126,6 +167,7 @@ impl fmt::Display for Facility {
             Facility::MemoryLimit => "memory limit",
             Facility::PidLimit => "process limit",
             Facility::CpuLimit => "cpu limit",
+            Facility::Freeze => "freeze",
         })
     }
 }
@@ -157,6 +199,21 @@ impl Report {
     pub fn enforces(&self, facility: Facility) -> bool {
         matches!(self.facilities.get(&facility), Some(Status::Enforced(_)))
     }
+}
+
+/// What a sandbox has used so far. None where the machine or the driver does not say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time of all its processes, those that have ended included.
+    pub cpu: Option<Duration>,
+    /// Memory now, in bytes, with the caches that are charged to it.
+    pub memory_bytes: Option<u64>,
+    /// The most memory that it had at a time, in bytes.
+    pub memory_peak_bytes: Option<u64>,
+    /// Processes and threads now.
+    pub processes: Option<u64>,
+    /// Processes that were ended for want of memory.
+    pub oom_kills: Option<u64>,
 }
 
 /// What a driver can do.

@@ -138,6 +138,7 @@ impl ServingArgs {
             open_files: some(u64::from(self.open_files)),
             file_bytes: some(mib(self.file_mib)),
             tmp_bytes: mib(self.tmp_mib),
+            ..Limits::default()
         };
         Ok(())
     }

@@ -8,8 +8,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use crate::{Error, Facility, Limits, Status};
+use crate::{Error, Facility, Limits, Status, Usage};
 
 /// Where groups can be made, by controller.
 #[derive(Debug, Clone, Default)]
@@ -17,7 +18,17 @@ pub(crate) struct Layout {
     pub(crate) memory: Option<Place>,
     pub(crate) pids: Option<Place>,
     pub(crate) cpu: Option<Place>,
+    pub(crate) cpuacct: Option<Place>,
+    pub(crate) io: Option<Place>,
     pub(crate) freezer: Option<Place>,
+    /// The version 2 hierarchy, with or without controllers: it freezes, kills and counts processor time by itself.
+    pub(crate) unified: Option<PathBuf>,
+}
+
+impl Layout {
+    fn places(&mut self) -> [&mut Option<Place>; 6] {
+        [&mut self.memory, &mut self.pids, &mut self.cpu, &mut self.cpuacct, &mut self.io, &mut self.freezer]
+    }
 }
 
 /// A directory in which groups can be made.
@@ -28,12 +39,29 @@ pub(crate) struct Place {
 }
 
 /// A sandbox's groups.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Cgroups {
-    memory: Option<PathBuf>,
-    pids: Option<PathBuf>,
-    cpu: Option<PathBuf>,
+    memory: Option<Group>,
+    pids: Option<Group>,
+    cpu: Option<Group>,
+    cpuacct: Option<Group>,
+    io: Option<Group>,
+    freezer: Option<Group>,
+    unified: Option<PathBuf>,
     all: Vec<PathBuf>,
+}
+
+/// One controller's group.
+#[derive(Debug, Clone)]
+struct Group {
+    directory: PathBuf,
+    unified: bool,
+}
+
+impl Group {
+    fn file(&self, v1: &str, v2: &str) -> PathBuf {
+        self.directory.join(if self.unified { v2 } else { v1 })
+    }
 }
 
 /// The machine's layout, looked up once.
@@ -43,34 +71,68 @@ pub(crate) fn layout() -> &'static Layout {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut layout = find(&mounts, &own);
-        for place in [&mut layout.memory, &mut layout.pids, &mut layout.cpu, &mut layout.freezer] {
-            if place.as_ref().is_some_and(|place| !usable(place)) {
+        for place in layout.places() {
+            if place.as_ref().is_some_and(|place| !usable(&place.directory)) {
                 *place = None;
             }
         }
+        layout.unified = layout.unified.take().filter(|directory| usable(directory));
         sweep(&layout);
         layout
     })
 }
 
-/// Removes the groups of workers that ended without doing so themselves. Groups with members cannot be removed.
+/// Removes the groups of workers that ended without doing so themselves. What still runs in them is killed first: it
+/// belongs to nobody.
 fn sweep(layout: &Layout) {
-    for place in [&layout.memory, &layout.pids, &layout.cpu].into_iter().flatten() {
-        for entry in fs::read_dir(&place.directory).into_iter().flatten().flatten() {
+    let mut layout = layout.clone();
+    let unified = layout.unified.take();
+    let places = layout.places().map(|place| place.take().map(|place| place.directory));
+    for place in places.into_iter().flatten().chain(unified) {
+        for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let owner =
                 name.to_str().and_then(|name| name.strip_prefix("palisade-")?.split_once('-')?.0.parse::<u32>().ok());
             if owner.is_some_and(|pid| fs::symlink_metadata(format!("/proc/{pid}")).is_err()) {
-                // Another worker may have been faster.
-                let _ = fs::remove_dir(entry.path());
+                clear(&entry.path());
             }
         }
     }
 }
 
+/// Ends what is in a group and removes it.
+fn clear(group: &Path) {
+    // A frozen process does not die before it goes on.
+    for (file, word) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0"), ("cgroup.kill", "1")] {
+        let file = group.join(file);
+        if fs::symlink_metadata(&file).is_ok() {
+            let _ = fs::write(file, word);
+        }
+    }
+    for pid in fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines() {
+        if let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+    remove(group);
+}
+
+/// Removes a group whose last process has ended. The kernel may need a moment to let go of it.
+fn remove(group: &Path) {
+    for _ in 0..200 {
+        match fs::remove_dir(group) {
+            Err(why) if why.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+            // Another worker may have been faster.
+            _ => break,
+        }
+    }
+}
+
 /// Whether a group can be made and removed here.
-fn usable(place: &Place) -> bool {
-    let probe = place.directory.join(format!("palisade-probe-{}", std::process::id()));
+fn usable(directory: &Path) -> bool {
+    let probe = directory.join(format!("palisade-probe-{}", std::process::id()));
     let made = fs::create_dir(&probe).is_ok();
     made && fs::remove_dir(&probe).is_ok()
 }
@@ -104,10 +166,13 @@ fn find(mounts: &str, own: &str) -> Layout {
             ("memory", &mut layout.memory),
             ("pids", &mut layout.pids),
             ("cpu", &mut layout.cpu),
+            ("cpuacct", &mut layout.cpuacct),
+            ("io", &mut layout.io),
             ("freezer", &mut layout.freezer),
         ];
         if kind == "cgroup" {
             for (name, place) in places {
+                let name = if name == "io" { "blkio" } else { name };
                 if options.split(',').any(|option| option == name)
                     && let Some(path) = own_path(Some(name))
                 {
@@ -124,22 +189,19 @@ fn find(mounts: &str, own: &str) -> Layout {
                     *place = Some(Place { directory: directory.clone(), unified: true });
                 }
             }
+            layout.unified = Some(directory);
         }
     }
     layout
 }
 
 impl Cgroups {
-    pub(crate) const fn none() -> Cgroups {
-        Cgroups { memory: None, pids: None, cpu: None, all: Vec::new() }
-    }
-
-    /// Makes the groups that the limits ask for and the machine allows.
+    /// Makes the groups that the limits ask for and the machine allows, and those that freeze and count.
     pub(super) fn create(limits: &Limits) -> Result<Cgroups, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let layout = layout();
         let name = format!("palisade-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut groups = Cgroups::none();
+        let mut groups = Cgroups::default();
         let done = groups.fill(limits, layout, &name);
         match done {
             Ok(()) => Ok(groups),
@@ -151,71 +213,169 @@ impl Cgroups {
     }
 
     fn fill(&mut self, limits: &Limits, layout: &Layout, name: &str) -> Result<(), Error> {
+        if let Some(directory) = &layout.unified {
+            self.unified = Some(self.make(&Place { directory: directory.clone(), unified: true }, name)?.directory);
+        }
         if let (Some(bytes), Some(place)) = (limits.memory_bytes, &layout.memory) {
             let group = self.make(place, name)?;
-            let (limit, swap) = if place.unified {
-                ("memory.max", "memory.swap.max")
-            } else {
-                ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
-            };
-            write(&group.join(limit), &bytes.to_string())?;
+            write(&group.file("memory.limit_in_bytes", "memory.max"), &bytes.to_string())?;
             // Memory and swap together in version 1, swap alone in version 2; absent where swap is not accounted.
-            let both = if place.unified { 0 } else { bytes };
-            let _ = write(&group.join(swap), &both.to_string());
+            let both = if group.unified { 0 } else { bytes };
+            let _ = write(&group.file("memory.memsw.limit_in_bytes", "memory.swap.max"), &both.to_string());
+            if group.unified {
+                // Running out of memory ends the whole sandbox's worst process only, not the group: the cell goes on.
+                let _ = write(&group.directory.join("memory.oom.group"), "0");
+            }
             self.memory = Some(group);
         }
         if let (Some(count), Some(place)) = (limits.pids, &layout.pids) {
             let group = self.make(place, name)?;
-            write(&group.join("pids.max"), &count.to_string())?;
+            write(&group.directory.join("pids.max"), &count.to_string())?;
             self.pids = Some(group);
         }
-        if let (Some(millis), Some(place)) = (limits.cpu_millis, &layout.cpu) {
+        if let (true, Some(place)) = (limits.cpu_millis.is_some() || limits.cpu_weight.is_some(), &layout.cpu) {
             let group = self.make(place, name)?;
-            if place.unified {
-                write(&group.join("cpu.max"), &format!("{} 100000", millis * 100))?;
-            } else {
-                write(&group.join("cpu.cfs_period_us"), "100000")?;
-                write(&group.join("cpu.cfs_quota_us"), &(millis * 100).to_string())?;
+            if let Some(millis) = limits.cpu_millis {
+                if group.unified {
+                    write(&group.directory.join("cpu.max"), &format!("{} 100000", millis * 100))?;
+                } else {
+                    write(&group.directory.join("cpu.cfs_period_us"), "100000")?;
+                    write(&group.directory.join("cpu.cfs_quota_us"), &(millis * 100).to_string())?;
+                }
+            }
+            if let Some(weight) = limits.cpu_weight {
+                // 100 is the default of version 2, 1024 that of version 1; the proportions are the same.
+                let shares = (u64::from(weight) * 1024 / 100).max(2);
+                let value = if group.unified { u64::from(weight) } else { shares };
+                write(&group.file("cpu.shares", "cpu.weight"), &value.to_string())?;
             }
             self.cpu = Some(group);
         }
-        Ok(())
-    }
-
-    fn make(&mut self, place: &Place, name: &str) -> Result<PathBuf, Error> {
-        let group = place.directory.join(name);
-        match fs::create_dir(&group) {
-            Ok(()) => self.all.push(group.clone()),
-            // One directory serves all controllers of the unified hierarchy.
-            Err(why) if why.kind() == io::ErrorKind::AlreadyExists && self.all.contains(&group) => {}
-            Err(cause) => return Err(Error::Cgroup { path: group, cause }),
-        }
-        Ok(group)
-    }
-
-    pub(super) fn add(&self, pid: i32) -> Result<(), Error> {
-        for group in &self.all {
-            write(&group.join("cgroup.procs"), &pid.to_string())?;
-        }
-        Ok(())
-    }
-
-    /// Removes the groups of a sandbox that has ended. The kernel may need a moment to let go of the last process.
-    pub(crate) fn remove(self) {
-        for group in &self.all {
-            for _ in 0..200 {
-                match fs::remove_dir(group) {
-                    Err(why) if why.raw_os_error() == Some(libc::EBUSY) => {
-                        std::thread::park_timeout(std::time::Duration::from_millis(1));
-                    }
-                    _ => break,
-                }
+        if let (Some(weight), Some(place)) = (limits.io_weight, &layout.io) {
+            let group = self.make(place, name)?;
+            // Only some schedulers of block devices know weights.
+            let file = group.file("blkio.bfq.weight", "io.weight");
+            if fs::write(&file, weight.to_string()).is_ok() {
+                self.io = Some(group);
             }
         }
+        if self.unified.is_none() {
+            if let Some(place) = &layout.freezer {
+                self.freezer = Some(self.make(place, name)?);
+            }
+            if let Some(place) = &layout.cpuacct {
+                self.cpuacct = Some(self.make(place, name)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn make(&mut self, place: &Place, name: &str) -> Result<Group, Error> {
+        let directory = place.directory.join(name);
+        match fs::create_dir(&directory) {
+            Ok(()) => self.all.push(directory.clone()),
+            // One directory serves all controllers of the unified hierarchy.
+            Err(why) if why.kind() == io::ErrorKind::AlreadyExists && self.all.contains(&directory) => {}
+            Err(cause) => return Err(Error::Cgroup { path: directory, cause }),
+        }
+        Ok(Group { directory, unified: place.unified })
+    }
+
+    /// The group of the unified hierarchy, which a process can be born in.
+    pub(super) fn birthplace(&self) -> Option<io::Result<fs::File>> {
+        self.unified.as_ref().map(fs::File::open)
+    }
+
+    /// Moves a process, and what it will start, into all groups but the one that it was born in.
+    pub(super) fn add(&self, pid: i32, born: bool) -> Result<(), Error> {
+        for group in &self.all {
+            if !(born && self.unified.as_ref() == Some(group)) {
+                write(&group.join("cgroup.procs"), &pid.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops every process of the sandbox; returns when none runs.
+    pub(super) fn freeze(&self) -> Result<(), Error> {
+        if let Some(group) = &self.unified {
+            write(&group.join("cgroup.freeze"), "1")?;
+            return self.settle(&group.join("cgroup.events"), |text| text.lines().any(|line| line == "frozen 1"));
+        }
+        let Some(group) = &self.freezer else { return Err(Error::Unfrozen) };
+        let state = group.directory.join("freezer.state");
+        write(&state, "FROZEN")?;
+        self.settle(&state, |text| text.trim() == "FROZEN")
+    }
+
+    fn settle(&self, file: &Path, done: impl Fn(&str) -> bool) -> Result<(), Error> {
+        // A process in the middle of a system call that cannot be interrupted holds the others up.
+        for round in 0..2000u32 {
+            let text = fs::read_to_string(file).map_err(|cause| Error::Cgroup { path: file.to_owned(), cause })?;
+            if done(&text) {
+                return Ok(());
+            }
+            if round > 20 {
+                std::thread::park_timeout(Duration::from_millis(1));
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        self.thaw()?;
+        Err(Error::Cgroup { path: file.to_owned(), cause: io::ErrorKind::TimedOut.into() })
+    }
+
+    /// Lets the processes go on.
+    pub(super) fn thaw(&self) -> Result<(), Error> {
+        if let Some(group) = &self.unified {
+            return write(&group.join("cgroup.freeze"), "0");
+        }
+        match &self.freezer {
+            Some(group) => write(&group.directory.join("freezer.state"), "THAWED"),
+            None => Err(Error::Unfrozen),
+        }
+    }
+
+    /// What the sandbox has used.
+    pub(super) fn usage(&self) -> Usage {
+        let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+        let field = |path: PathBuf, name: &str| {
+            let text = fs::read_to_string(path).ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+            line.trim().parse::<u64>().ok()
+        };
+        let cpu = match (&self.unified, &self.cpuacct) {
+            (Some(group), _) => field(group.join("cpu.stat"), "usage_usec").map(Duration::from_micros),
+            (None, Some(group)) => number(group.directory.join("cpuacct.usage")).map(Duration::from_nanos),
+            (None, None) => None,
+        };
+        let memory = |v1, v2| self.memory.as_ref().and_then(|group| number(group.file(v1, v2)));
+        Usage {
+            cpu,
+            memory_bytes: memory("memory.usage_in_bytes", "memory.current"),
+            memory_peak_bytes: memory("memory.max_usage_in_bytes", "memory.peak"),
+            processes: self.pids.as_ref().and_then(|group| number(group.directory.join("pids.current"))),
+            oom_kills: self
+                .memory
+                .as_ref()
+                .and_then(|group| field(group.file("memory.oom_control", "memory.events"), "oom_kill")),
+        }
+    }
+
+    /// Removes the groups of a sandbox that has ended.
+    pub(crate) fn remove(self) {
+        for group in &self.all {
+            remove(group);
+        }
+    }
+
+    /// Whether the sandbox can be stopped as a whole.
+    pub(super) fn can_freeze(&self) -> bool {
+        self.unified.is_some() || self.freezer.is_some()
     }
 
     pub(crate) fn report(&self, limits: &Limits, say: &mut impl FnMut(Facility, Status)) {
-        let mut one = |facility, wanted: bool, group: &Option<PathBuf>, what: String| {
+        let mut one = |facility, wanted: bool, group: &Option<Group>, what: String| {
             say(
                 facility,
                 match (wanted, group) {
@@ -233,6 +393,14 @@ impl Cgroups {
         one(Facility::PidLimit, limits.pids.is_some(), &self.pids, format!("{pids} processes"));
         let cpu = limits.cpu_millis.unwrap_or(0);
         one(Facility::CpuLimit, limits.cpu_millis.is_some(), &self.cpu, format!("{cpu} thousandths of a core"));
+        say(
+            Facility::Freeze,
+            if self.can_freeze() {
+                Status::Enforced("every process at once, by control group".to_owned())
+            } else {
+                Status::Unavailable("no control group that freezes can be made here".to_owned())
+            },
+        );
     }
 }
 

@@ -46,7 +46,7 @@ impl Identity {
             let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
             return Ok(Identity { uid, gid, own: false, _claim: None });
         }
-        let owner = fs::metadata(&spec.workspace).map(|meta| meta.uid()).unwrap_or(0);
+        let owner = fs::metadata(spec.workspace.written()).map(|meta| meta.uid()).unwrap_or(0);
         // A workspace that was used before keeps its user, so that its files need not be given away again.
         let start = if (FIRST..FIRST + COUNT).contains(&owner) {
             owner
@@ -67,7 +67,7 @@ impl Identity {
         let shared = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.mode() & 0o005 == 0o005);
         let memory = spec.memory.iter().filter(|mount| !(mount.read_only && shared(&mount.host)));
         let memory = memory.map(|mount| mount.host.as_path());
-        for path in [spec.workspace.as_path(), &spec.outputs].into_iter().chain(memory) {
+        for path in [spec.workspace.written(), &spec.outputs].into_iter().chain(memory) {
             identity.give(path).map_err(|cause| Error::Directory { path: path.to_owned(), cause: cause.into() })?;
         }
         Ok(identity)

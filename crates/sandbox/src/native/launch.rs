@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
+use async_trait::async_trait;
 use palisade_cell::encode;
 use tokio::sync::oneshot;
 
@@ -17,7 +18,8 @@ use super::cgroup::Cgroups;
 use super::identity::{INSIDE, Identity};
 use super::root::Root;
 use super::{program, setup};
-use crate::{Error, Spec};
+use crate::sandbox::Body;
+use crate::{Error, Spec, Usage};
 
 /// A sandbox's first process, with all that belongs to it outside.
 #[derive(Debug)]
@@ -94,7 +96,7 @@ fn start(prepared: Prepared) -> Result<(Process, UnixStream), Error> {
     // From here on a failure drops the process, which ends it.
     map_user(pid, &process.identity)?;
     if let Some(cgroups) = &process.cgroups {
-        cgroups.add(pid)?;
+        cgroups.add(pid, false)?;
     }
     let mut stream = ours;
     stream.write_all(&[1]).map_err(Error::Socket)?;
@@ -258,14 +260,9 @@ impl Process {
         &self.identity
     }
 
-    pub(crate) fn cgroups(&self) -> &Cgroups {
-        static NONE: Cgroups = Cgroups::none();
-        self.cgroups.as_ref().unwrap_or(&NONE)
-    }
-
-    /// The cell's process id on the host.
-    pub(crate) fn pid(&self) -> i32 {
-        self.pid
+    /// Its control groups, which it has until it is buried.
+    pub(crate) fn cgroups(&self) -> Result<&Cgroups, Error> {
+        self.cgroups.as_ref().ok_or(Error::Ended)
     }
 
     fn kill(&self) {
@@ -274,12 +271,7 @@ impl Process {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
     }
 
-    /// Ends the sandbox and waits until nothing of it is left. Blocks for about a millisecond.
-    pub(crate) fn end(mut self) {
-        self.bury();
-    }
-
-    /// Why there was no word from a cell. Blocks like [`Process::end`].
+    /// Why there was no word from a cell. Blocks until the process is gone.
     pub(super) fn autopsy(mut self) -> Error {
         let step = match self.bury() {
             Some(GROUPS) => "giving up the worker's groups",
@@ -298,12 +290,39 @@ impl Process {
             return None;
         }
         self.kill();
+        // A frozen process does not die before it goes on.
+        if let Some(cgroups) = self.cgroups.as_ref().filter(|cgroups| cgroups.can_freeze()) {
+            let _ = cgroups.thaw();
+        }
         let options = rustix::process::WaitIdOptions::EXITED;
         let status = rustix::process::waitid(rustix::process::WaitId::PidFd(self.pidfd.as_fd()), options);
         if let Some(cgroups) = self.cgroups.take() {
             cgroups.remove();
         }
         status.ok().flatten().and_then(|status| status.exit_status())
+    }
+}
+
+#[async_trait]
+impl Body for Process {
+    fn pid(&self) -> Option<i32> {
+        Some(self.pid)
+    }
+
+    async fn freeze(&self) -> Result<(), Error> {
+        self.cgroups()?.freeze()
+    }
+
+    async fn thaw(&self) -> Result<(), Error> {
+        self.cgroups()?.thaw()
+    }
+
+    async fn usage(&self) -> Result<Usage, Error> {
+        Ok(self.cgroups()?.usage())
+    }
+
+    async fn end(mut self: Box<Self>) -> Result<(), Error> {
+        tokio::task::spawn_blocking(move || _ = self.bury()).await.map_err(|_| Error::Ended)
     }
 }
 

@@ -13,15 +13,14 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use palisade_cell::{Ready, Setup, VERSION, check_length, decode};
-use tokio::io::AsyncReadExt;
+use palisade_cell::{Ready, Setup, VERSION};
 use tokio::net::UnixStream;
 
+use crate::sandbox::{Source, ready};
 use crate::{Capabilities, Driver, Error, Facility, Report, Sandbox, Spec, Status};
 
 pub(crate) use cgroup::layout as cgroups;
 pub(crate) use identity::is_root;
-pub(crate) use launch::Process;
 
 /// Whether the cell's program can be prepared.
 pub(crate) fn program() -> io::Result<()> {
@@ -72,8 +71,9 @@ impl Driver for Native {
         let env = environment(&spec);
         let (process, stream) = launch::launch(spec, env.clone()).await?;
         stream.set_nonblocking(true).map_err(Error::Socket)?;
-        let mut stream = UnixStream::from_std(stream).map_err(Error::Socket)?;
-        let ready = tokio::time::timeout(START, ready(&mut stream)).await;
+        let (reader, writer) = UnixStream::from_std(stream).map_err(Error::Socket)?.into_split();
+        let mut reader: Source = Box::new(reader);
+        let ready = tokio::time::timeout(START, ready(&mut reader)).await;
         let ready = match ready.map_err(|_| Error::Timeout(START.as_secs()))? {
             Err(Error::Ended) => {
                 let autopsy = tokio::task::spawn_blocking(move || process.autopsy()).await;
@@ -103,7 +103,7 @@ impl Driver for Native {
             },
         );
         say(Facility::DistinctUser, process.identity().status());
-        process.cgroups().report(&limits, &mut say);
+        process.cgroups()?.report(&limits, &mut say);
         if let (Some(limit), Some(Status::Unavailable(_))) = (limits.pids, report.facilities.get(&Facility::PidLimit))
             && rlimits_are_own()
         {
@@ -121,22 +121,8 @@ impl Driver for Native {
                 }
             }
         }
-        Ok(Sandbox::new(process, stream, report))
+        Ok(Sandbox::new(Box::new(process), reader, Box::new(writer), report))
     }
-}
-
-/// The cell's first word.
-async fn ready(stream: &mut UnixStream) -> Result<Ready, Error> {
-    let mut length = [0; 4];
-    stream.read_exact(&mut length).await.map_err(ended)?;
-    let mut frame = vec![0; check_length(length).map_err(Error::Protocol)?];
-    stream.read_exact(&mut frame).await.map_err(ended)?;
-    let (ready, _) = decode(&frame).map_err(Error::Protocol)?;
-    Ok(ready)
-}
-
-fn ended(why: io::Error) -> Error {
-    if why.kind() == io::ErrorKind::UnexpectedEof { Error::Ended } else { Error::Protocol(why) }
 }
 
 fn check(spec: &Spec) -> Result<(), Error> {
@@ -160,7 +146,7 @@ fn check(spec: &Spec) -> Result<(), Error> {
         }
     }
     let memory = spec.memory.iter().map(|mount| mount.host.as_path());
-    for path in [spec.workspace.as_path(), &spec.outputs].into_iter().chain(memory) {
+    for path in [spec.workspace.written(), &spec.outputs].into_iter().chain(memory) {
         directory(path)?;
     }
     if let crate::Rootfs::Directory(path) = &spec.rootfs {

@@ -55,6 +55,7 @@ impl Root {
         match &spec.rootfs {
             Rootfs::Host => root.host()?,
             Rootfs::Directory(path) => root.directory(path)?,
+            Rootfs::Layers(_) => return Err(Error::Spec("layers are mounted by the next change".to_owned())),
         }
         for name in DEVICES {
             root.binds.push(Bind {
@@ -66,7 +67,7 @@ impl Root {
                 devices: true,
             });
         }
-        root.writable(&spec.workspace, "/workspace", true)?;
+        root.writable(spec.workspace.written(), "/workspace", true)?;
         root.writable(&spec.outputs, "/mnt/session/outputs", true)?;
         for mount in &spec.memory {
             root.writable(&mount.host, &format!("/mnt/memory/{}", mount.name), !mount.read_only)?;

@@ -157,7 +157,7 @@ async fn a_directory_swapped_for_a_link_gives_nothing_of_the_host_away() {
     fs::create_dir(&outputs).unwrap();
     symlink(outside.path(), workspace.join("sub/link")).unwrap();
     fs::hard_link(outside.path().join("file"), workspace.join("sub/hard")).unwrap();
-    let rig = Rig::with(|spec| (spec.workspace, spec.outputs) = (workspace, outputs)).await;
+    let rig = Rig::with(|spec| (spec.workspace, spec.outputs) = (workspace.into(), outputs)).await;
     let denied = rig.bash("echo x > sub/hard; echo x > sub/link/file; touch sub/own && echo mine").await;
     assert!(denied.contains("mine"), "{denied}");
     assert_eq!(fs::read_to_string(outside.path().join("file")).unwrap(), MARKER);
