@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use palisade_cell::{Reply, Request, Setup, decode, read_frame, write_frame};
+use palisade_cell::{Claim, Reply, Request, decode, read_frame, write_frame};
 use serde_json::Value;
 
 use crate::exec::{self, Running, Wanted};
@@ -55,12 +55,12 @@ impl Link {
 }
 
 /// Serves until the socket closes. Nothing here waits for anything inside the sandbox.
-pub(crate) fn serve(mut socket: UnixStream, setup: Setup) {
+pub(crate) fn serve(mut socket: UnixStream, claim: Claim) {
     let Ok(writer) = socket.try_clone() else { return };
     let link = Arc::new(Link { socket: Mutex::new(writer), commands: Mutex::new(HashMap::new()) });
-    let Ok(shell) = Shell::new(setup.env.clone(), link.clone()) else { return };
+    let Ok(shell) = Shell::new(claim.env.clone(), link.clone()) else { return };
     let shell = Arc::new(shell);
-    let Some(pool) = Pool::start(Roots::new(&setup.roots), link.clone()) else { return };
+    let Some(pool) = Pool::start(Roots::new(&claim.roots), link.clone()) else { return };
     // A malformed frame means that the two ends no longer understand each other: the end, as with a closed socket.
     while let Ok(Some(frame)) = read_frame(&mut socket) {
         let Ok((request, raw)) = decode::<Request>(&frame) else { return };
@@ -79,7 +79,7 @@ pub(crate) fn serve(mut socket: UnixStream, setup: Setup) {
                 let started = if commands.len() >= LIMIT {
                     Err(std::io::Error::other("too many commands at once in this sandbox"))
                 } else {
-                    exec::start(wanted, &setup.env, &link)
+                    exec::start(wanted, &claim.env, &link)
                 };
                 match started {
                     Ok(running) => {

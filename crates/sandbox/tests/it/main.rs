@@ -3,6 +3,7 @@
 
 mod bombs;
 mod calls;
+mod layers;
 mod lifecycle;
 mod network;
 mod protocol;
