@@ -1,11 +1,34 @@
 //! `/proc`.
 
 use std::fs;
+use std::io;
 use std::os::fd::AsRawFd;
 
-use super::mounts::tmpfs;
 use super::{Failed, Step};
 use crate::sys;
+
+/// What tells of the machine or its kernel. What only the host's root may read is out of reach without a mask: it is
+/// nobody here.
+const FILES: &[&str] = &[
+    "kcore",
+    "kmsg",
+    "keys",
+    "key-users",
+    "kallsyms",
+    "cmdline",
+    "config.gz",
+    "modules",
+    "interrupts",
+    "iomem",
+    "ioports",
+    "partitions",
+    "diskstats",
+    "swaps",
+    "timer_list",
+    "sched_debug",
+    "latency_stats",
+];
+const DIRECTORIES: &[&str] = &["acpi", "scsi", "asound", "driver", "device-tree", "pressure"];
 
 /// A process file system of this namespace only, with what tells of the host masked.
 pub(super) fn mount(root: &str) -> Result<(), Failed> {
@@ -28,44 +51,26 @@ pub(super) fn mount(root: &str) -> Result<(), Failed> {
         }
     }
     let null = sys::path(&format!("{root}/dev/null")).step("masked proc", "null")?;
-    for name in [
-        "kcore",
-        "keys",
-        "key-users",
-        "kmsg",
-        "kallsyms",
-        "timer_list",
-        "sched_debug",
-        "latency_stats",
-        "kpagecount",
-        "kpageflags",
-        "kpagecgroup",
-        "vmallocinfo",
-        "slabinfo",
-        "iomem",
-        "ioports",
-        "modules",
-        "config.gz",
-        "pressure",
-        "interrupts",
-        "timer_stats",
-    ] {
-        let text = format!("{at}/{name}");
-        let Ok(kind) = fs::symlink_metadata(&text) else { continue };
-        let path = sys::path(&text).step("masked proc", name)?;
-        if kind.is_dir() {
-            tmpfs(&text, "mode=000,size=4k", libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV)
-                .step("masked proc", name)?;
-        } else {
-            sys::mount(&null, &path, None, libc::MS_BIND, None).step("masked proc", name)?;
-        }
+    for name in FILES {
+        let path = sys::path(&format!("{at}/{name}")).step("masked proc", *name)?;
+        if_there(sys::mount(&null, &path, None, libc::MS_BIND, None)).step("masked proc", *name)?;
     }
-    for name in ["acpi", "scsi", "asound", "driver", "device-tree"] {
-        let text = format!("{at}/{name}");
-        if fs::symlink_metadata(&text).is_ok_and(|kind| kind.is_dir()) {
-            tmpfs(&text, "mode=000,size=4k", libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV)
-                .step("masked proc", name)?;
+    // A place that has nothing in it, with any sandbox.
+    let empty = sys::path(&format!("{root}/mnt/memory")).step("masked proc", "empty")?;
+    let flags = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    for name in DIRECTORIES {
+        let path = sys::path(&format!("{at}/{name}")).step("masked proc", *name)?;
+        if if_there(sys::mount(&empty, &path, None, libc::MS_BIND, None)).step("masked proc", *name)? {
+            sys::mount(c"none", &path, None, flags, None).step("masked proc", *name)?;
         }
     }
     Ok(())
+}
+
+/// What is not there on this kernel needs no mask.
+fn if_there(mounted: io::Result<()>) -> io::Result<bool> {
+    match mounted {
+        Err(why) if why.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        done => done.map(|()| true),
+    }
 }
