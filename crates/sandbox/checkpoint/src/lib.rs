@@ -1,0 +1,23 @@
+//! Checkpoints of a sandbox's workspace.
+//!
+//! A workspace is an overlay: an immutable base, and over it the session's own layer of changes. A checkpoint is that layer, in
+//! a content-addressed store: [`Store::capture`] takes it, [`Store::materialise`] gives it back as a directory that any number
+//! of sandboxes share as a lower layer. Restoring and forking are therefore new empty layers over the same directory.
+//!
+//! A checkpoint's name is the hash of its content: a Merkle root over files' chunks and directories' nodes. Every read is
+//! checked against the name of what was read.
+
+mod capture;
+mod descent;
+mod error;
+mod id;
+mod ingest;
+mod layer;
+mod store;
+mod tree;
+
+pub use capture::{CaptureOptions, Captured, Ownership};
+pub use error::{Error, Result};
+pub use id::{Id, InvalidId, Text};
+pub use layer::Layer;
+pub use store::{Checkpoint, Counts, Fault, Pruned, Retention, Store, Verified};
