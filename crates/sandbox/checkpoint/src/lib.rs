@@ -7,17 +7,23 @@
 //! A checkpoint's name is the hash of its content: a Merkle root over files' chunks and directories' nodes. Every read is
 //! checked against the name of what was read.
 
+mod archive;
 mod capture;
 mod descent;
+mod diff;
 mod error;
 mod id;
 mod ingest;
 mod layer;
 mod store;
+mod transaction;
 mod tree;
 
+pub use archive::{Format, ImportLimits, ImportOptions};
 pub use capture::{CaptureOptions, Captured, Ownership};
+pub use diff::{Change, ChangeKind, EntryKind, Version};
 pub use error::{Error, Result};
 pub use id::{Id, InvalidId, Text};
 pub use layer::Layer;
 pub use store::{Checkpoint, Counts, Fault, Pruned, Retention, Store, Verified};
+pub use transaction::{Action, Facts, State, Transaction, recover};
