@@ -15,6 +15,8 @@ mod error;
 mod id;
 mod ingest;
 mod layer;
+#[cfg(feature = "remote")]
+mod remote;
 mod store;
 mod transaction;
 mod tree;
@@ -25,5 +27,9 @@ pub use diff::{Change, ChangeKind, EntryKind, Version};
 pub use error::{Error, Result};
 pub use id::{Id, InvalidId, Text};
 pub use layer::Layer;
+#[cfg(feature = "remote")]
+pub use object_store;
+#[cfg(feature = "remote")]
+pub use remote::{Moved, Remote};
 pub use store::{Checkpoint, Counts, Fault, Pruned, Retention, Store, Verified};
 pub use transaction::{Action, Facts, State, Transaction, recover};

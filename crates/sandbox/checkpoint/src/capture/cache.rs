@@ -94,6 +94,6 @@ impl Cache {
 fn stamp(reader: &mut Reader<'_>) -> Result<Stamp, &'static str> {
     let mut number = || reader.array().map(u64::from_le_bytes);
     let (device, inode, size) = (number()?, number()?, number()?);
-    let mut time = || Ok((i64::from_le_bytes(reader.array()?), u32::from_le_bytes(reader.array()?)));
+    let mut time = || Ok::<_, &'static str>((i64::from_le_bytes(reader.array()?), u32::from_le_bytes(reader.array()?)));
     Ok(Stamp { device, inode, size, changed: time()?, modified: time()? })
 }

@@ -18,6 +18,8 @@ const BEHIND: usize = 16;
 pub(crate) struct Index {
     pub(crate) packs: Vec<Id>,
     names: HashSet<Id>,
+    /// Packs whose footer cannot be read: what is in them is not known.
+    pub(crate) broken: Vec<(Id, String)>,
     pub(crate) chunks: HashMap<Id, (u32, Entry)>,
 }
 
@@ -43,7 +45,16 @@ impl Index {
                 Some(entries) => entries,
                 None => {
                     missing += 1;
-                    Pack::open(&packs, &id)?.entries(&id)?
+                    match Pack::open(&packs, &id).and_then(|pack| pack.entries(&id)) {
+                        Ok(entries) => entries,
+                        // Checkpoints that need nothing of it can still be used.
+                        Err(Error::Corrupt { what, .. }) => {
+                            index.names.insert(id);
+                            index.broken.push((id, what));
+                            continue;
+                        }
+                        Err(why) => return Err(why),
+                    }
                 }
             };
             index.insert(id, entries);
@@ -58,11 +69,13 @@ impl Index {
     /// Whether the packs are still the ones that this index was read from.
     pub(crate) fn is_of(&self, store: &Path) -> Result<bool> {
         let names = names(&store.join("packs"))?;
-        Ok(names.len() == self.packs.len() && names.iter().all(|name| self.names.contains(name)))
+        Ok(names.len() == self.names.len() && names.iter().all(|name| self.names.contains(name)))
     }
 
     pub(crate) fn insert(&mut self, pack: Id, entries: Vec<Entry>) {
-        if !self.names.insert(pack) {
+        let was_broken =
+            self.broken.iter().position(|(id, _)| *id == pack).map(|place| self.broken.remove(place)).is_some();
+        if !self.names.insert(pack) && !was_broken {
             return;
         }
         let place = u32::try_from(self.packs.len()).expect("there are fewer packs than 2^32");

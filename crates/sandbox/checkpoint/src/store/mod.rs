@@ -182,7 +182,13 @@ impl Store {
 
     /// Where a chunk is.
     pub(crate) fn find(&self, index: &Index, id: &Id) -> Result<(Arc<Pack>, Entry)> {
-        let missing = || Error::MissingChunk { chunk: *id, store: self.dir.clone() };
+        let missing = || match index.broken.first() {
+            Some((pack, what)) => {
+                let path = self.path("packs").join(pack.to_string());
+                Error::Corrupt { path, what: format!("{what}; chunk {id} is in no other pack") }
+            }
+            None => Error::MissingChunk { chunk: *id, store: self.dir.clone() },
+        };
         let (place, entry) = index.chunks.get(id).ok_or_else(missing)?;
         let pack = index.packs[*place as usize];
         let mut open = lock(&self.open);

@@ -20,7 +20,7 @@ use crate::{Error, Id, Result};
 
 const MAGIC: &[u8; 8] = b"plsdpak1";
 const ENTRY: usize = 48;
-const TRAILER: usize = 24;
+pub(crate) const TRAILER: usize = 24;
 /// What is gathered in memory before it is written.
 const BUFFER: usize = 1 << 20;
 /// The longest chunk: directories' nodes are chunks too, and a directory may have many entries.

@@ -21,7 +21,7 @@ fn shown(layers: &[&Tree]) -> (Tree, Vec<Vec<Vec<u8>>>) {
         for layer in active {
             let Some(entry) = layers[layer].get(&path) else { continue };
             match (&entry.kind, found) {
-                (Kind::Directory { opaque }, None) | (Kind::Directory { opaque }, Some(_)) => {
+                (Kind::Directory { opaque }, _) => {
                     found = found.or(Some((layer, entry)));
                     below.push(layer);
                     // A root is merged whatever it says.
@@ -100,7 +100,7 @@ fn entry(kind: Kind, seed: u8) -> Entry {
 fn layer(edits: &[Edit], base: bool) -> Tree {
     let mut tree = Tree::new();
     tree.insert(Vec::new(), entry(Kind::Directory { opaque: false }, 9));
-    let mut linkable: Option<Vec<u8>> = None;
+    let mut linkable: Option<Vec<Vec<u8>>> = None;
     for edit in edits {
         let mut parents: Vec<Vec<u8>> = Vec::new();
         for (place, _) in edit.path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
@@ -121,24 +121,20 @@ fn layer(edits: &[Edit], base: bool) -> Tree {
             2 | 3 if !base => entry(Kind::Whiteout, 0),
             4 => entry(Kind::Symlink(edit.path.repeat(usize::from(edit.seed % 3) + 1)), edit.seed),
             5 if linkable.is_some() => {
-                let first = linkable.clone().unwrap();
-                let same = first.clone().min(edit.path.clone());
-                let mut file = tree[&first].clone();
-                let old = file.same_as.clone().unwrap_or(first.clone());
-                let same = same.min(old);
-                file.same_as = Some(same.clone());
-                let data = file.kind.clone();
-                for other in tree.values_mut().filter(|it| it.kind == data && (it.same_as.is_some() || true)) {
-                    if other.mtime == file.mtime && other.mode == file.mode {
-                        other.same_as = Some(same.clone());
-                    }
+                // Another name for the file that was made last.
+                let names = linkable.as_mut().unwrap();
+                names.push(edit.path.clone());
+                let first = names.iter().min().unwrap().clone();
+                let file = Entry { same_as: Some(first), ..tree[&names[0]].clone() };
+                for name in &names[..names.len() - 1] {
+                    tree.insert(name.clone(), file.clone());
                 }
                 file
             }
             _ => {
                 let data = crate::round_trip::noise(u64::from(edit.seed), usize::from(edit.seed) * 20);
                 let file = entry(Kind::File { data: Data([&edit.path[..], &data].concat()), sparse: false }, edit.seed);
-                linkable = Some(edit.path.clone());
+                linkable = Some(vec![edit.path.clone()]);
                 file
             }
         };

@@ -65,7 +65,7 @@ fn every_kind_of_entry_comes_back() {
     let found = read(layer.path());
     assert_same(&found, &expected);
     assert!(matches!(&found[&b"sparse"[..]].kind, Kind::File { sparse: true, .. }));
-    assert_eq!(rig.store.list().unwrap(), [captured.checkpoint.clone()]);
+    assert_eq!(rig.store.list().unwrap(), std::slice::from_ref(&captured.checkpoint));
     let counts = captured.checkpoint.counts;
     assert_eq!((counts.files, counts.directories, counts.symlinks, counts.whiteouts), (8, 3, 1, 1));
 
