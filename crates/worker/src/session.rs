@@ -424,7 +424,7 @@ async fn run(context: Context, call: Call) -> Finished {
     }
     let began = Instant::now();
     let limit = context.tool_timeout + OVERRUN;
-    let tool = tokio::time::timeout(limit, context.hands.run(&call.name, call.input, context.tool_timeout));
+    let tool = tokio::time::timeout(limit, context.hands.run(&call, context.tool_timeout));
     let outcome = if record { alongside(tool, force(&context)).await } else { tool.await };
     let (event, is_error) = match outcome {
         Ok(Ok(output)) => (answer::result_event(&call.id, output.content, output.is_error), output.is_error),
@@ -444,6 +444,7 @@ async fn post(context: Context, call: String, event: Arc<str>, record: bool) -> 
     if let Err(error) = context.journal.result(&call, &event) {
         tracing::warn!(session = &*context.session, call, %error, "result could not be recorded; posting it all the same");
     }
+    context.hands.keep(&call).await;
     let posted = alongside(deliver(&context, &call, &event), force(&context)).await;
     (call, posted)
 }
