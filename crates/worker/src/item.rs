@@ -226,6 +226,8 @@ async fn serve_session(
     if let Err(reason) = prepare_skills(shared, credential, session, home, hands, &skills).await {
         return Verdict::failed(reason);
     }
+    // Whatever a call that was cut off did is known before the first one of this item is answered.
+    hands.recover().await;
     // The sandbox starts while the history is read.
     let _early = start_early(hands);
     let options = &shared.options;

@@ -268,9 +268,13 @@ impl Service {
             tracing::warn!(session = &*self.context.session, call, tool, "call stopped: it outlasted the grace");
             // A read has no effects; it is left to the next worker.
             if !read && self.ledger.tool_done(&call) {
-                let text = format!(
-                    "The call was stopped before it finished because the worker is shutting down. {tool} may have had part of its effects."
-                );
+                let effect = if self.context.hands.would_be_undone(&call) {
+                    "The workspace is returned to its state before the call.".to_owned()
+                } else {
+                    format!("{tool} may have had part of its effects.")
+                };
+                let text =
+                    format!("The call was stopped before it finished because the worker is shutting down. {effect}");
                 let event = answer::error_event(&call, &text);
                 self.finish(call, event, true);
             }
@@ -335,10 +339,12 @@ impl Service {
             tool = call.name,
             "call was begun before the worker restarted; not run again"
         );
-        let text = format!(
-            "The worker was restarted while this {} call ran. Whether and how far it took effect is unknown; it was not run again. Check the state before repeating it.",
-            call.name
-        );
+        let effect = if self.context.hands.was_undone(&call.id) {
+            "The workspace was returned to its state before the call, and it was not run again."
+        } else {
+            "Whether and how far it took effect is unknown; it was not run again. Check the state before repeating it."
+        };
+        let text = format!("The worker was restarted while this {} call ran. {effect}", call.name);
         let event = answer::error_event(&call.id, &text);
         self.ledger.tool_done(&call.id);
         self.recorded.insert(call.id.clone());

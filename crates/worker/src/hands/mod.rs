@@ -3,6 +3,7 @@
 mod checkpoint;
 mod transaction;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,8 +42,19 @@ pub(crate) struct Hands {
     /// The checkpoint that a fresh workspace starts from.
     origin: std::sync::Mutex<Option<Id>>,
     live: Arc<Mutex<Option<Live>>>,
+    /// The transactional call that runs or has just ended.
+    open: std::sync::Mutex<Option<Open>>,
+    /// Calls that were cut off and undone.
+    undone: std::sync::Mutex<HashSet<String>>,
     /// While this holds, no call is started.
     paused: watch::Sender<bool>,
+}
+
+/// A transactional call.
+struct Open {
+    call: String,
+    /// It has ended well, so that it is kept as soon as its result is durable.
+    succeeded: bool,
 }
 
 /// A workspace's layers.
@@ -71,7 +83,17 @@ impl Hands {
         observe: Arc<dyn Fn(Observation) + Send + Sync>,
     ) -> Self {
         let (live, paused) = (Arc::new(Mutex::new(None)), watch::Sender::new(false));
-        Self { plan, pace, session, observe, origin: std::sync::Mutex::default(), live, paused }
+        Self {
+            plan,
+            pace,
+            session,
+            observe,
+            origin: std::sync::Mutex::default(),
+            live,
+            open: std::sync::Mutex::default(),
+            undone: std::sync::Mutex::default(),
+            paused,
+        }
     }
 
     /// Has a workspace that was never there start from a checkpoint.
@@ -145,7 +167,7 @@ impl Hands {
             };
             home.make_root().map_err(|error| error.to_string())?;
             home.make(fresh).map_err(|error| error.to_string())?;
-            transaction::recover(&home, &store, &session)?;
+            let undone = transaction::recover(&home, &store, &session)?;
             let (layers, base) = home.make(|| unreachable!("it was made above")).map_err(|error| error.to_string())?;
             let layer = match &layers.checkpoint {
                 Some(id) => Some(store.materialise(id, checkpoint::ownership()).map_err(|error| error.to_string())?),
@@ -154,9 +176,11 @@ impl Hands {
             let above = layer.iter().map(|layer| layer.path().to_owned());
             let lower = above.chain([base.path]).collect();
             let directory = home.layer(layers.layer);
-            Ok(Place { lower, upper: directory.join("upper"), directory, layer })
+            Ok::<_, String>((Place { lower, upper: directory.join("upper"), directory, layer }, undone))
         });
-        made.await.map_err(|error| error.to_string())?
+        let (place, undone) = made.await.map_err(|error| error.to_string())??;
+        self.undone.lock().unwrap_or_else(PoisonError::into_inner).extend(undone);
+        Ok(place)
     }
 
     /// Runs one tool. `Err` is the text of an error result.
@@ -167,7 +191,11 @@ impl Hands {
         let transactional = self.before(call).await?;
         let outcome = self.tool(&call.name, call.input.clone(), timeout).await;
         let failed = outcome.as_ref().map_or(true, |output| output.is_error);
-        if !(transactional && failed) {
+        if !transactional {
+            return outcome;
+        }
+        if !failed {
+            self.succeeded(&call.id);
             return outcome;
         }
         let note = self.undo(call, "the call failed").await;

@@ -1,12 +1,13 @@
 //! Transactional calls: what a call did to the workspace is kept whole or undone whole.
 
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::SystemTime;
 
 use palisade_checkpoint::{Action, Facts, State, Store, Transaction, recover as decide};
 
-use super::Hands;
 use super::checkpoint::go_back;
+use super::{Hands, Open};
 use crate::ledger::Call;
 use crate::options::Before;
 use crate::workspace::Home;
@@ -41,12 +42,27 @@ impl Hands {
             "The call was not run: the worker could not take a checkpoint of the workspace before it (see the worker's log)."
                 .to_owned()
         })?;
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) =
+            policy.transactional.then(|| Open { call: call.id.clone(), succeeded: false });
         Ok(policy.transactional)
     }
 
-    /// The call's result is durable: what it did is kept.
+    pub(super) fn succeeded(&self, call: &str) {
+        if let Some(open) = &mut *self.open.lock().unwrap_or_else(PoisonError::into_inner) {
+            open.succeeded |= open.call == call;
+        }
+    }
+
+    /// Whether what this call did to the workspace will be undone if it is stopped now.
+    pub(crate) fn would_be_undone(&self, call: &str) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.as_ref().is_some_and(|open| open.call == call && !open.succeeded)
+    }
+
+    /// The call's result is durable: what it did is kept, if it ended well.
     pub(crate) async fn keep(&self, call: &str) {
-        if !self.plan.checkpoints.transactional {
+        let ended = self.open.lock().unwrap_or_else(PoisonError::into_inner).take_if(|open| open.call == call);
+        if !ended.is_some_and(|open| open.succeeded) {
             return;
         }
         let (path, kept) = (self.plan.home.transaction.clone(), call.to_owned());
@@ -79,12 +95,20 @@ impl Hands {
         self.recover().await;
     }
 
+    /// Whether this call was cut off and then undone.
+    pub(crate) fn was_undone(&self, call: &str) -> bool {
+        self.undone.lock().unwrap_or_else(PoisonError::into_inner).contains(call)
+    }
+
     /// Undoes or keeps what a transactional call left. Nothing may run in the workspace. Says whether all is well.
-    pub(super) async fn recover(&self) -> bool {
+    pub(crate) async fn recover(&self) -> bool {
         let (home, store, session) = (self.plan.home.clone(), self.plan.store.clone(), self.session.clone());
         let done = tokio::task::spawn_blocking(move || recover(&home, &store, &session)).await;
         match done {
-            Ok(Ok(())) => true,
+            Ok(Ok(undone)) => {
+                self.undone.lock().unwrap_or_else(PoisonError::into_inner).extend(undone);
+                true
+            }
             Ok(Err(reason)) => {
                 tracing::error!(session = &*self.session, reason, "a call that was not finished could not be undone");
                 false
@@ -94,10 +118,10 @@ impl Hands {
     }
 }
 
-/// Does with the call that is under way what has to be done with it: see [`decide`].
-pub(super) fn recover(home: &Home, store: &Store, session: &str) -> Result<(), String> {
+/// Does with the call that is under way what has to be done with it: see [`decide`]. Names the call when it was undone.
+pub(super) fn recover(home: &Home, store: &Store, session: &str) -> Result<Option<String>, String> {
     let path = &home.transaction;
-    let Some(open) = Transaction::read(path).map_err(|error| error.to_string())? else { return Ok(()) };
+    let Some(open) = Transaction::read(path).map_err(|error| error.to_string())? else { return Ok(None) };
     let now = SystemTime::now();
     let restorable = store.show(&open.before).is_ok();
     // There is no network in a sandbox; what was written to outputs and memory stays.
@@ -105,15 +129,19 @@ pub(super) fn recover(home: &Home, store: &Store, session: &str) -> Result<(), S
     let end = |state, reason: Option<&str>| {
         let step = open.step(state, reason, now).map_err(|error| error.to_string())?;
         step.write(path).map_err(|error| error.to_string())?;
-        if step.state.is_final() { step.remove(path).map_err(|error| error.to_string()) } else { Ok(()) }
+        if step.state.is_final() {
+            step.remove(path).map_err(|error| error.to_string())?
+        }
+        Ok(None)
     };
     match action {
-        Action::Nothing => open.remove(path).map_err(|error| error.to_string()),
+        Action::Nothing => open.remove(path).map(|()| None).map_err(|error| error.to_string()),
         Action::Commit => end(State::Committed, None),
         Action::RollBack | Action::RollBackAndReport => match go_back(home, store, &open.before) {
             Ok(()) => {
                 tracing::info!(session, call = open.call, checkpoint = %open.before, "call undone");
-                end(State::RolledBack, open.reason.as_deref())
+                end(State::RolledBack, open.reason.as_deref())?;
+                Ok(Some(open.call.clone()))
             }
             Err(reason) => {
                 end(State::CompensationNeeded, Some(&reason))?;

@@ -62,7 +62,8 @@ async fn no_accepted_heartbeat_for_a_time_to_live_is_a_loss() {
 async fn stopping_lets_the_running_call_finish_and_starts_no_other() {
     let rig = Rig::new().await;
     let session = rig.fake.session();
-    let running = session.bash("touch /workspace/started; until [ -e /mnt/session/outputs/go ]; do sleep 0.01; done; echo done");
+    let running =
+        session.bash("touch /workspace/started; until [ -e /mnt/session/outputs/go ]; do sleep 0.01; done; echo done");
     let next = session.bash("touch /workspace/next");
     session.queue();
     let working = rig.start();

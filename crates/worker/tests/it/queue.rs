@@ -95,7 +95,8 @@ async fn refused_acknowledgements_do_not_end_the_worker() {
 async fn two_sessions_at_once_and_each_alone_in_its_sandbox() {
     let rig = Rig::new().await;
     let (one, two) = (rig.fake.session(), rig.fake.session());
-    let first = one.bash("echo one > /workspace/mine; until [ -e /mnt/session/outputs/go ]; do sleep 0.01; done; echo one ends");
+    let first = one
+        .bash("echo one > /workspace/mine; until [ -e /mnt/session/outputs/go ]; do sleep 0.01; done; echo one ends");
     one.queue();
     let second = two.bash("ls /workspace; echo two ends");
     two.queue();
@@ -156,8 +157,8 @@ async fn drain_serves_what_is_queued_and_ends() {
 async fn shutdown_finishes_what_runs_and_releases_the_rest() {
     let rig = Rig::new().await;
     let session = rig.fake.session();
-    let running =
-        session.bash("touch /workspace/started; until [ -e /mnt/session/outputs/go ]; do sleep 0.01; done; echo finished");
+    let running = session
+        .bash("touch /workspace/started; until [ -e /mnt/session/outputs/go ]; do sleep 0.01; done; echo finished");
     let pending = session.bash("echo by the next worker");
     session.queue();
     let working = rig.start();
