@@ -15,8 +15,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("palisade-server", &["palisade-api", "palisade-core", "palisade-store", "palisade-engine"]),
     ("palisade-cell", &[]),
     ("palisade-sandbox", &["palisade-api", "palisade-cell"]),
+    ("palisade-image", &["palisade-api"]),
     // Never the store, the core, the engine or the server: it talks to any control plane, and only over the wire.
-    ("palisade-worker", &["palisade-api", "palisade-sandbox"]),
+    ("palisade-worker", &["palisade-api", "palisade-sandbox", "palisade-image"]),
     (
         "palisade-cli",
         &[
@@ -27,6 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "palisade-server",
             "palisade-cell",
             "palisade-sandbox",
+            "palisade-image",
             "palisade-worker",
         ],
     ),
