@@ -155,7 +155,6 @@ fn members(file: &mut File) -> io::Result<HashMap<String, Member>> {
             }
         }
     }
-    drop(archive);
     file.rewind()?;
     Ok(members)
 }

@@ -152,7 +152,7 @@ impl Store {
         match reference {
             Reference::Registry(named) => {
                 let credential = credentials.find(named).await?;
-                Ok(Source::Registry(Registry::new(named, credential, policy)?, named.clone()))
+                Ok(Source::Registry(Box::new(Registry::new(named, credential, policy)?), named.clone()))
             }
             Reference::Local(local) => {
                 let (local, limits) = (local.clone(), policy.limits.clone());
@@ -226,7 +226,7 @@ impl Store {
         let store = self.clone();
         let claim = move || {
             let making = store.lock_layer(diff_id)?;
-            if let Some(ready) = store.present(diff_id, false)? {
+            if let Some(ready) = store.present(diff_id, false, &store.lock()?)? {
                 return Ok((making, Some(ready), None));
             }
             Ok((making, None, Some(store.scratch()?)))
@@ -248,9 +248,8 @@ impl Store {
         tokio::task::spawn_blocking(work).await.map_err(Error::interrupted)?
     }
 
-    /// A layer that is there, kept from being pruned.
-    fn present(&self, diff_id: Digest, new: bool) -> Result<Option<Ready>, Error> {
-        let _lock = self.lock()?;
+    /// A layer that is there, kept from being pruned; `_lock` is the store's.
+    fn present(&self, diff_id: Digest, new: bool, _lock: &Lock) -> Result<Option<Ready>, Error> {
         let Some(kept) = self.keep_layer(diff_id)? else { return Ok(None) };
         let damaged = || Error::Damaged { image: diff_id, what: "the layer's record".to_owned() };
         let record = self.layer(diff_id)?.ok_or_else(damaged)?;
@@ -277,6 +276,8 @@ impl Store {
         // One call for a hundred thousand files.
         let synced = File::open(&making).and_then(|made| Ok(rustix::fs::syncfs(made)?));
         synced.map_err(Error::store("writing the layer to the disk", &making))?;
+        // A prune may not come between the move and the lock.
+        let lock = self.lock()?;
         let place = self.layer_path(diff_id);
         match fs::rename(&making, &place) {
             Ok(()) => store::sync_parent(&place).map_err(Error::store("moving a layer to its place", &place))?,
@@ -285,7 +286,7 @@ impl Store {
             Err(error) => return Err(Error::store("moving a layer to its place", &place)(error)),
         }
         let damaged = || Error::Damaged { image: diff_id, what: "the layer".to_owned() };
-        self.present(diff_id, true)?.ok_or_else(damaged)
+        self.present(diff_id, true, &lock)?.ok_or_else(damaged)
     }
 
     /// Makes an image visible.

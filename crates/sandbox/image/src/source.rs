@@ -13,7 +13,7 @@ use crate::registry::Registry;
 use crate::signature::{self, PublicKey, SignatureError};
 
 pub(crate) enum Source {
-    Registry(Registry, RegistryReference),
+    Registry(Box<Registry>, RegistryReference),
     Local(Arc<Layout>, LocalReference),
 }
 

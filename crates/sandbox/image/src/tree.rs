@@ -67,10 +67,6 @@ impl Tree {
         Ok(Tree { root: Rc::new(root), last: None })
     }
 
-    pub(crate) fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
-    }
-
     /// Opens the directory at `path` and makes what is missing on the way with mode 0700; `made` hears of each of those.
     /// A whiteout on the way gives way to a directory that hides what the whiteout hid.
     pub(crate) fn directory(

@@ -244,9 +244,8 @@ impl Unpacking<'_> {
     fn entries(&mut self, archive: &mut tar::Archive<Inflate>, meter: &Meter) -> Result<(), UnpackError> {
         let mut count = 0;
         meter.allow(HEADERS);
-        let mut entries = archive.entries().map_err(broken)?;
         // The headers of one entry are read into memory as a whole, so they get a limit of their own.
-        while let Some(entry) = entries.next() {
+        for entry in archive.entries().map_err(broken)? {
             let mut entry = entry.map_err(broken)?;
             count += 1;
             if count > self.limits.entries {
