@@ -48,7 +48,7 @@ pub enum Error {
         limit: u64,
     },
     /// It is not in the store.
-    #[error("{reference} is not in the store: `palisade image pull {reference}` gets it")]
+    #[error("{reference} is not in the store: `palisade image pull` gets an image from a registry or an archive")]
     Absent {
         /// What was asked for.
         reference: String,

@@ -84,7 +84,6 @@ impl Store {
                 self.remove_pin(pin)?;
             }
             remove(&self.image_path(digest))?;
-            remove(&self.image_lock_path(digest))?;
             pruned.images.push(digest);
         }
         for pin in pins.iter().filter(|pin| !kept_images.contains(&pin.digest) && !pruned.images.contains(&pin.digest))
@@ -101,12 +100,29 @@ impl Store {
             pruned.bytes += self.layer(layer)?.map_or(0, |record| record.summary.bytes);
             let away = scratch.path().join(layer.hex());
             fs::rename(&path, &away).map_err(Error::store("removing a layer", &path))?;
-            remove(&self.path("locks").join(format!("layer-{}", layer.hex())))?;
             pruned.layers.push(layer);
         }
         for blob in store::names(&self.path("blobs/sha256"))? {
             if !blobs.contains(&blob) {
                 remove(&self.blob_path(blob))?;
+            }
+        }
+        self.prune_locks()
+    }
+
+    /// Removes the locks of layers and images that are not there, unless somebody is making them.
+    fn prune_locks(&self) -> Result<(), Error> {
+        let directory = self.path("locks");
+        for entry in fs::read_dir(&directory).map_err(Error::store("reading", &directory))? {
+            let path = entry.map_err(Error::store("reading", &directory))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let there = match name.split_once('-').map(|(kind, hex)| (kind, Digest::from_hex(hex))) {
+                Some(("layer", Some(layer))) => self.layer_path(layer).is_dir(),
+                Some(("image", Some(image))) => self.image_path(image).is_file(),
+                _ => true,
+            };
+            if !there && store::lock_file(&path, FlockOperation::NonBlockingLockExclusive)?.is_some() {
+                remove(&path)?;
             }
         }
         Ok(())

@@ -34,6 +34,8 @@ const NESTING: usize = 3;
 pub struct Pulled {
     /// The image.
     pub image: Image,
+    /// The reference that a run may use: the same image, by its digest.
+    pub pinned: Reference,
     /// Layers that were not there before.
     pub new_layers: usize,
     /// What the reference meant before, if that was another image.
@@ -63,9 +65,10 @@ impl Store {
     ) -> Result<Pulled, Error> {
         policy.check_origin(reference)?;
         if let Some(image) = self.complete(reference, policy)? {
-            return Ok(Pulled { image, new_layers: 0, moved_from: None });
+            return Ok(Pulled { image, pinned: reference.clone(), new_layers: 0, moved_from: None });
         }
-        let scratch = self.scratch()?;
+        let store = self.clone();
+        let scratch = tokio::task::spawn_blocking(move || store.scratch()).await.map_err(Error::interrupted)??;
         let source = self.source(reference, policy, credentials, &scratch).await?;
         let (top, top_bytes) = source.top().await?;
         let mut documents = vec![(top, top_bytes)];
@@ -103,6 +106,7 @@ impl Store {
             config: configuration.config,
         };
         let new_layers = ready.iter().filter(|ready| ready.new).count();
+        let pinned = reference.with_digest(top);
         let (store, reference) = (self.clone(), reference.clone());
         let commit = move || {
             // The layers are held until the record names them.
@@ -110,7 +114,7 @@ impl Store {
             store.commit(&scratch, record, &documents, &reference, now)
         };
         let (image, moved_from) = tokio::task::spawn_blocking(commit).await.map_err(Error::interrupted)??;
-        Ok(Pulled { image, new_layers, moved_from })
+        Ok(Pulled { image, pinned, new_layers, moved_from })
     }
 
     /// Gets the image at a path: an OCI layout, or an archive of one or of `docker save`, told by what is in it.
@@ -132,11 +136,16 @@ impl Store {
     fn complete(&self, reference: &Reference, policy: &Policy) -> Result<Option<Image>, Error> {
         let Some(digest) = reference.digest() else { return Ok(None) };
         let image = self.image(digest)?;
+        let known = image.is_some();
         let whole = |image: &Image| {
             let layers = image.record().layers.iter().all(|layer| self.layer_path(*layer).is_dir());
             layers && image.platform() == policy.platform.to_string() && image.is_signed_as(policy)
         };
         match (image.filter(whole), reference) {
+            // A digest alone says nothing of where the rest of it is.
+            (None, Reference::Stored(_)) if known => {
+                Err(Error::Damaged { image: digest, what: "a layer, or a signature by a required key,".to_owned() })
+            }
             (None, Reference::Stored(_)) => Err(Error::Absent { reference: reference.to_string() }),
             (image, _) => Ok(image),
         }

@@ -22,6 +22,8 @@ use crate::secret::Secret;
 const LONGEST_TOKEN: u64 = 256 * 1024;
 /// Registries send blobs from elsewhere; this many steps are followed.
 const REDIRECTS: usize = 5;
+/// Connections over which one blob may come.
+const MOST_CONNECTIONS: u32 = 100;
 /// No wait between two attempts is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
@@ -213,7 +215,7 @@ impl Registry {
         let mut file = tokio::fs::File::from_std(file);
         let mut hasher = Hasher::new();
         let mut done = 0_u64;
-        let mut attempt = 0;
+        let (mut attempt, mut connections) = (0, 0_u32);
         while done < descriptor.size {
             let mut headers = HeaderMap::new();
             if done > 0 {
@@ -250,9 +252,10 @@ impl Registry {
                 }
             };
             if done < descriptor.size {
-                // Only attempts that bring nothing count.
+                // Attempts that bring nothing count; of the others there may be many, but not one for every byte.
                 attempt = if done > before { 1 } else { attempt + 1 };
-                if attempt >= self.limits.attempts {
+                connections += 1;
+                if attempt >= self.limits.attempts || connections >= MOST_CONNECTIONS {
                     return Err(RegistryError::Unreachable { registry: self.reference.registry.clone(), why });
                 }
                 self.pause(attempt).await;

@@ -213,6 +213,11 @@ pub(crate) fn unpack(
     unpacking.finish()
 }
 
+/// A number of a header; some tools leave out those that are 0.
+fn number(field: &[u8], read: io::Result<u64>) -> Result<u64, UnpackError> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) { Ok(0) } else { read.map_err(broken) }
+}
+
 /// An error of reading, which may be a limit.
 fn broken(error: io::Error) -> UnpackError {
     Excess::of(&error).map_or(UnpackError::Archive(error), UnpackError::Excess)
@@ -313,15 +318,17 @@ impl Unpacking<'_> {
 
     fn attributes(&mut self, entry: &mut Entry<'_, Inflate>, raw: &[u8]) -> Result<Attributes, UnpackError> {
         let header = entry.header();
-        let mode = header.mode().map_err(broken)?;
-        let modified = header.mtime().map_err(broken)?;
+        let fields = header.as_old();
+        let mode = u32::try_from(number(&fields.mode, header.mode().map(u64::from))?).unwrap_or_default();
+        let modified = number(&fields.mtime, header.mtime())?;
         let mut owner = (0, 0);
         if self.ownership == Ownership::Kept {
             let limited = |owner: u64| {
                 let small = u32::try_from(owner).ok().filter(|_| owner <= HIGHEST_OWNER);
                 small.ok_or_else(|| UnpackError::Owner { entry: shown(raw), owner })
             };
-            owner = (limited(header.uid().map_err(broken)?)?, limited(header.gid().map_err(broken)?)?);
+            let (user, group) = (number(&fields.uid, header.uid())?, number(&fields.gid, header.gid())?);
+            owner = (limited(user)?, limited(group)?);
         }
         let directory = header.entry_type() == EntryType::Directory || raw.ends_with(b"/");
         // A set-group-id bit on a directory is inherited by programs' files, so it goes, too.

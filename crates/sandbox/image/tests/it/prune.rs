@@ -84,6 +84,62 @@ async fn a_lease_ends_with_its_process() {
     std::io::stdout().flush().unwrap();
 }
 
+/// What the process below is told by: the directory whose layouts it imports and prunes until it is killed.
+const BUSY: &str = "PALISADE_IMAGE_TEST_BUSY";
+
+/// Not a test of its own: with the variable it is the process that the next test kills.
+#[tokio::test]
+async fn another_process_imports_and_prunes() {
+    let Some(dir) = std::env::var_os(BUSY) else { return assert!(BUSY.starts_with("PALISADE")) };
+    let dir = std::path::PathBuf::from(dir);
+    let store = Store::open(dir.join("store")).unwrap();
+    for number in (0..3).cycle() {
+        let policy = palisade_image::Policy::default();
+        let imported = store.import(dir.join(number.to_string()), &policy, at(1)).await.unwrap();
+        println!("\nimported");
+        if number == 2 {
+            store.prune(&Keep::default(), &[imported.image.digest()]).unwrap();
+            println!("\npruned");
+            store.prune(&Keep::default(), &[]).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_is_killed_leaves_whole_images() {
+    let rig = Rig::new();
+    let files: Vec<_> = (0..200).map(|n| file(&format!("base/{n}"), &"x".repeat(2000))).collect();
+    let base = layer(&files);
+    for number in 0..3 {
+        let top = layer(&[file("n", &number.to_string())]);
+        image(vec![base.clone(), top]).layout(&rig.path(&number.to_string()), "latest");
+    }
+    for round in 0..20 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "prune::another_process_imports_and_prunes", "--nocapture"])
+            .env(BUSY, rig.dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Wherever it is after so many steps: it does not wait for this process.
+        let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let steps = lines.filter(|line| matches!(line.as_deref(), Ok("imported" | "pruned"))).take(round % 7).count();
+        assert_eq!(steps, round % 7);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let store = rig.store();
+        assert_eq!(rig.held(&["tmp"]), Vec::<String>::new());
+        for image in store.images().unwrap() {
+            let lease = store.lease(&image).unwrap();
+            assert!(lease.layers()[0].join("n").is_file());
+            assert_eq!(std::fs::read_dir(lease.layers()[1].join("base")).unwrap().count(), 200);
+        }
+        for number in 0..3 {
+            rig.pull(&format!("oci:{}", rig.path(&number.to_string()).display())).await.unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn pulls_and_prunes_at_once_leave_whole_images() {
     let rig = Rig::new();
