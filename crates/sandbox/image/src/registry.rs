@@ -467,3 +467,25 @@ fn innermost(error: &reqwest::Error) -> String {
     };
     what.to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference::Reference;
+
+    #[test]
+    fn only_loopback_and_named_registries_are_spoken_to_without_tls() {
+        let policy = Policy { insecure: vec!["registry.example:5000".to_owned()], ..Policy::default() };
+        for (text, base) in [
+            ("debian", "https://registry-1.docker.io/v2/library/debian/"),
+            ("ghcr.io/a/b", "https://ghcr.io/v2/a/b/"),
+            ("registry.example/a", "https://registry.example/v2/a/"),
+            ("registry.example:5000/a", "http://registry.example:5000/v2/a/"),
+            ("127.0.0.1:5000/a", "http://127.0.0.1:5000/v2/a/"),
+        ] {
+            let Ok(Reference::Registry(reference)) = text.parse() else { panic!("{text} is of no registry") };
+            let registry = Registry::new(&reference, None, &policy).unwrap();
+            assert_eq!(registry.base.as_str(), base, "{text}");
+        }
+    }
+}
