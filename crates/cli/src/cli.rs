@@ -7,7 +7,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Address, Client};
 use crate::commands::{
-    agents, backup, bench, completions, demo, doctor, environments, keys, run, server, sessions, up, worker,
+    agents, backup, bench, completions, demo, doctor, environments, images, keys, run, server, sessions, up, worker,
 };
 use crate::output::{Failure, Format, Outcome, Output};
 use crate::secret::Source;
@@ -60,6 +60,9 @@ enum Command {
     /// Create, list and revoke API keys and environment keys.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
+    /// Get, list, show and remove the images that sandboxes may run in.
+    #[command(subcommand)]
+    Image(images::ImagesCommand),
     /// Copy the server's database to a new file, while the server runs or not.
     Backup(backup::BackupArgs),
     /// Check whether this machine can run sandboxes, and say what to change where it cannot.
@@ -160,6 +163,7 @@ fn dispatch(command: Command, out: Output) -> Outcome {
         Command::Environments(command) => block_on(environments::run(&command, out))?,
         Command::Sessions(command) => block_on(sessions::run(&command, out))?,
         Command::Keys(command) => block_on(keys::run(&command, out))?,
+        Command::Image(command) => block_on(images::run(&command, out))?,
         Command::Backup(args) => backup::run(&args, out),
         Command::Doctor(args) => doctor::run(&args, out),
         Command::Bench(args) => block_on(bench::run(&args, out))?,

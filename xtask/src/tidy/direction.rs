@@ -16,8 +16,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("palisade-cell", &[]),
     ("palisade-checkpoint", &[]),
     ("palisade-sandbox", &["palisade-api", "palisade-cell"]),
+    ("palisade-image", &["palisade-api"]),
     // Never the store, the core, the engine or the server: it talks to any control plane, and only over the wire.
-    ("palisade-worker", &["palisade-api", "palisade-checkpoint", "palisade-sandbox"]),
+    ("palisade-worker", &["palisade-api", "palisade-checkpoint", "palisade-image", "palisade-sandbox"]),
     (
         "palisade-cli",
         &[
@@ -29,6 +30,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "palisade-cell",
             "palisade-checkpoint",
             "palisade-sandbox",
+            "palisade-image",
             "palisade-worker",
         ],
     ),

@@ -7,6 +7,7 @@ pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod environments;
+pub(crate) mod images;
 pub(crate) mod keys;
 pub(crate) mod run;
 pub(crate) mod server;

@@ -6,6 +6,7 @@ mod demo;
 mod errors;
 mod heavy;
 mod help;
+mod images;
 mod keys;
 mod lifecycle;
 mod rig;
