@@ -51,7 +51,7 @@ impl Store {
     /// The layer of a checkpoint as a directory in overlayfs's format; made when it is not there yet. To restore a checkpoint,
     /// or to fork it any number of times, mount each sandbox's own empty upper directory over this one: nothing is copied.
     ///
-    /// Every chunk is checked while it is written. With [`Ownership::Flat`] all files belong to the caller.
+    /// Every chunk is checked while it is written. A layer that is there already has the owners that its maker asked for. With [`Ownership::Flat`] all files belong to the caller.
     pub fn materialise(&self, id: &Id, ownership: Ownership) -> Result<Layer> {
         let _lock = self.shared()?;
         self.show(id)?;
