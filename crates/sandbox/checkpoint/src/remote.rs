@@ -205,7 +205,7 @@ impl Store {
                 self.read(&index, node)
             };
             let wrong = |node: &Id, what: &str| failed(format!("chunk {node} of checkpoint {id} is no node: {what}"));
-            let decoded = tree::decode(id, fetch, wrong);
+            let decoded = tree::decode(id, tree::Limits::default(), fetch, wrong);
             let tree = match decoded {
                 Ok(tree) => Some(tree),
                 // A node that is not here yet, or in a pack that is broken here.

@@ -217,7 +217,7 @@ impl Store {
                 index.chunks.get(node).map(|(place, _)| index.packs[*place as usize].to_string()).unwrap_or_default();
             Error::corrupt(&self.path("packs").join(path), format!("chunk {node} is no node of a layer: {what}"))
         };
-        let tree = Arc::new(tree::decode(id, fetch, wrong)?);
+        let tree = Arc::new(tree::decode(id, tree::Limits::default(), fetch, wrong)?);
         self.remember(*id, tree.clone());
         Ok(tree)
     }

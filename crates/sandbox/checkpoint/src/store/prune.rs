@@ -118,7 +118,7 @@ impl Store {
         };
         let wrong =
             |node: &Id, what: &str| Error::corrupt(&self.path("packs"), format!("chunk {node} is no node: {what}"));
-        let tree = tree::decode(id, fetch, wrong)?;
+        let tree = tree::decode(id, tree::Limits::default(), fetch, wrong)?;
         live.extend(tree.chunks());
         Ok(())
     }

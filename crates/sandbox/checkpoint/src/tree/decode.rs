@@ -11,6 +11,7 @@ use crate::{Error, Id, Result};
 /// that is not as it must be.
 pub(crate) fn decode(
     id: &Id,
+    mut limits: Limits,
     mut fetch: impl FnMut(&Id) -> Result<Vec<u8>>,
     wrong: impl Fn(&Id, &str) -> Error,
 ) -> Result<Tree> {
@@ -18,7 +19,6 @@ pub(crate) fn decode(
     let (base, root) = manifest(&bytes).map_err(|what| wrong(id, what))?;
     let mut tree = Tree { base, dirs: vec![Dir::default()] };
     let mut waiting = vec![(0, root, 0, 0)];
-    let mut limits = Limits::default();
     let mut linked: HashMap<u32, (usize, Box<[u8]>)> = HashMap::new();
     while let Some((place, id, depth, length)) = waiting.pop() {
         let bytes = fetch(&id)?;

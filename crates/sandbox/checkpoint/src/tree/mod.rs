@@ -205,10 +205,17 @@ impl Tree {
 }
 
 /// Counts what a tree has against the most that it may have.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Limits {
+    most_entries: u64,
     entries: u64,
     paths: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { most_entries: MAX_ENTRIES, entries: 0, paths: 0 }
+    }
 }
 
 impl Limits {
@@ -216,8 +223,8 @@ impl Limits {
     pub(crate) fn directory(&mut self, dir: &Dir, depth: usize, length: u64) -> Result<()> {
         self.entries += dir.entries.len() as u64;
         self.paths += dir.entries.keys().map(|name| length + name.len() as u64 + 1).sum::<u64>();
-        if self.entries > MAX_ENTRIES {
-            return Err(Error::Limit { what: "the number of entries", limit: MAX_ENTRIES });
+        if self.entries > self.most_entries {
+            return Err(Error::Limit { what: "the number of entries", limit: self.most_entries });
         }
         if depth >= MAX_DEPTH {
             return Err(Error::Limit { what: "the depth of the layer", limit: MAX_DEPTH as u64 });
