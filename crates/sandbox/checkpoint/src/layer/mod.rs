@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::At as _;
@@ -70,7 +70,9 @@ impl Store {
             let _ = self.discard(&made);
             return Err(why);
         }
-        match rustix::fs::renameat(rustix::fs::CWD, &made, rustix::fs::CWD, &path) {
+        // An empty layer that somebody holds would be replaced by a plain rename.
+        let flags = RenameFlags::NOREPLACE;
+        match rustix::fs::renameat_with(rustix::fs::CWD, &made, rustix::fs::CWD, &path, flags) {
             Ok(()) => {}
             // Another thread or process was faster.
             Err(Errno::EXIST | Errno::NOTEMPTY) => self.discard(&made)?,
