@@ -28,6 +28,12 @@ const COMMANDS: &[&[&str]] = &[
     &["keys", "list"],
     &["keys", "revoke"],
     &["backup"],
+    &["checkpoints"],
+    &["checkpoints", "diff"],
+    &["checkpoints", "export"],
+    &["checkpoints", "import"],
+    &["checkpoints", "prune"],
+    &["checkpoints", "push"],
     &["doctor"],
     &["completions"],
 ];
