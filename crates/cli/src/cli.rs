@@ -7,7 +7,8 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Address, Client};
 use crate::commands::{
-    agents, backup, bench, completions, demo, doctor, environments, images, keys, run, server, sessions, up, worker,
+    agents, backup, bench, checkpoints, completions, demo, doctor, environments, images, keys, run, server, sessions, up,
+    worker,
 };
 use crate::output::{Failure, Format, Outcome, Output};
 use crate::secret::Source;
@@ -65,6 +66,9 @@ enum Command {
     Image(images::ImagesCommand),
     /// Copy the server's database to a new file, while the server runs or not.
     Backup(backup::BackupArgs),
+    /// List, show, compare, move, prune and verify the checkpoints of this machine.
+    #[command(subcommand)]
+    Checkpoints(checkpoints::CheckpointsCommand),
     /// Check whether this machine can run sandboxes, and say what to change where it cannot.
     Doctor(doctor::DoctorArgs),
     /// Measure this machine, side by side with the official workers where they are installed.
@@ -165,6 +169,7 @@ fn dispatch(command: Command, out: Output) -> Outcome {
         Command::Keys(command) => block_on(keys::run(&command, out))?,
         Command::Image(command) => block_on(images::run(&command, out))?,
         Command::Backup(args) => backup::run(&args, out),
+        Command::Checkpoints(command) => block_on(checkpoints::run(&command, out))?,
         Command::Doctor(args) => doctor::run(&args, out),
         Command::Bench(args) => block_on(bench::run(&args, out))?,
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),

@@ -3,6 +3,7 @@
 pub(crate) mod agents;
 pub(crate) mod backup;
 pub(crate) mod bench;
+pub(crate) mod checkpoints;
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod doctor;

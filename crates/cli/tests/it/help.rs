@@ -34,6 +34,12 @@ const COMMANDS: &[&[&str]] = &[
     &["image", "inspect"],
     &["image", "prune"],
     &["backup"],
+    &["checkpoints"],
+    &["checkpoints", "diff"],
+    &["checkpoints", "export"],
+    &["checkpoints", "import"],
+    &["checkpoints", "prune"],
+    &["checkpoints", "push"],
     &["doctor"],
     &["completions"],
 ];
