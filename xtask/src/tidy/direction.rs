@@ -14,6 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("palisade-engine", &["palisade-api", "palisade-core", "palisade-store"]),
     ("palisade-server", &["palisade-api", "palisade-core", "palisade-store", "palisade-engine"]),
     ("palisade-cell", &[]),
+    ("palisade-hostile", &[]),
     ("palisade-sandbox", &["palisade-api", "palisade-cell"]),
     // Never the store, the core, the engine or the server: it talks to any control plane, and only over the wire.
     ("palisade-worker", &["palisade-api", "palisade-sandbox"]),
