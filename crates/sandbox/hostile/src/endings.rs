@@ -59,6 +59,28 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         }
         sys::rest()
     }),
+    ("streams.flood", |_| {
+        // Both streams at once, with nobody who reads them.
+        let block = [b'x'; 4096];
+        let _ = sys::child(|| while call!(libc::SYS_write, 1, &block, block.len()).is_ok() {});
+        while call!(libc::SYS_write, 2, &block, block.len()).is_ok() {}
+        sys::rest()
+    }),
+    ("streams.deaf", |_| sys::rest()),
+    ("frames.forged", |_| {
+        // What the cell would say to the worker, said by somebody else, wherever it can be said.
+        let frames = sys::read("/workspace/frames").unwrap_or_default();
+        for fd in 0..256 {
+            let _ = call!(libc::SYS_write, fd, frames.as_ptr() as usize, frames.len());
+        }
+        for pid in sys::processes() {
+            for fd in 0..16 {
+                let _ = sys::open(&format!("/proc/{pid}/fd/{fd}"), libc::O_WRONLY | libc::O_NONBLOCK)
+                    .and_then(|fd| call!(libc::SYS_write, fd, frames.as_ptr() as usize, frames.len()));
+            }
+        }
+        Said::Unclear("said to everybody".to_owned())
+    }),
     ("endings.daemon", |_| {
         daemon(1);
         Said::Unclear("a process is left".to_owned())
