@@ -66,15 +66,15 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     ("network.host-loopback-6", |facts| connect(&format!("[::1]:{}", facts.text("tcp")))),
     ("network.host-mapped", |facts| connect(&format!("[::ffff:127.0.0.1]:{}", facts.text("tcp")))),
     ("network.host-any", |facts| connect(&format!("0.0.0.0:{}", facts.text("tcp")))),
-    ("network.host-bridge", |facts| connect(&format!("172.17.0.1:{}", facts.text("tcp")))),
+    ("network.host-bridge", |facts| reach(&format!("172.17.0.1:{}", facts.text("tcp")))),
     ("network.host-own-address", |facts| match facts.text("address") {
         "" => Said::Refused("the host has no address of its own".to_owned()),
-        address => connect(&format!("{address}:{}", facts.text("tcp"))),
+        address => reach(&format!("{address}:{}", facts.text("tcp"))),
     }),
     ("network.host-datagram", |facts| datagram("127.0.0.1", facts)),
     ("network.host-datagram-own-address", |facts| datagram(facts.text("address"), facts)),
-    ("network.metadata", |_| connect("169.254.169.254:80")),
-    ("network.world", |_| connect("1.1.1.1:443")),
+    ("network.metadata", |_| reach("169.254.169.254:80")),
+    ("network.world", |_| reach("1.1.1.1:443")),
     ("network.world-names", |_| {
         // A question for a name server, as a datagram; an answer would be through.
         let ask = || -> std::io::Result<usize> {
@@ -146,14 +146,33 @@ fn connect(to: &str) -> Said {
     }
 }
 
+/// The same for an address that is not the sandbox's own: to be turned away there is to have been there.
+fn reach(to: &str) -> Said {
+    match connect(to) {
+        Said::Refused(how) if how == "ECONNREFUSED" => Said::Through(format!("{to} was reached")),
+        said => said,
+    }
+}
+
 fn datagram(to: &str, facts: &Facts) -> Said {
     if to.is_empty() {
         return Said::Refused("the host has no address of its own".to_owned());
     }
-    let sent = UdpSocket::bind("0.0.0.0:0")
-        .and_then(|socket| socket.send_to(b"hostile", format!("{to}:{}", facts.text("udp"))));
-    match sent {
-        Ok(_) => Said::Unclear("sent".to_owned()),
+    let own = to.starts_with("127.");
+    let ask = || -> std::io::Result<usize> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+        socket.connect(format!("{to}:{}", facts.text("udp")))?;
+        socket.send(b"hostile")?;
+        socket.recv(&mut [0; 64])
+    };
+    match ask() {
+        Ok(_) => Said::Through("answered".to_owned()),
+        // Whether it arrived is for the host to see.
+        Err(why) if why.kind() == std::io::ErrorKind::WouldBlock => Said::Unclear("sent".to_owned()),
+        Err(why) if why.raw_os_error() == Some(libc::ECONNREFUSED) && !own => {
+            Said::Through(format!("{to} was reached"))
+        }
         Err(why) => Said::from_error("", Errno::of(&why)),
     }
 }
