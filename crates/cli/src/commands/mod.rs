@@ -9,6 +9,7 @@ pub(crate) mod doctor;
 pub(crate) mod environments;
 pub(crate) mod keys;
 pub(crate) mod run;
+pub(crate) mod sandbox;
 pub(crate) mod server;
 pub(crate) mod sessions;
 pub(crate) mod up;

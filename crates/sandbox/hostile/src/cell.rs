@@ -150,5 +150,9 @@ fn slow_down(_: &Facts) -> Said {
         let _ = std::thread::Builder::new().spawn(|| sys::for_ms(1500, std::hint::spin_loop));
     }
     sys::pause(1500);
-    if granted.is_empty() { Said::Refused("EPERM".to_owned()) } else { Said::Through(granted.join(", ")) }
+    if granted.is_empty() {
+        Said::Refused("EPERM".to_owned())
+    } else {
+        here(&format!("granted: {}", granted.join(", ")))
+    }
 }

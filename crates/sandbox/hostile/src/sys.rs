@@ -112,14 +112,14 @@ impl fmt::Display for Errno {
 /// Something that is handed to the kernel in a register.
 pub(crate) trait Word {
     /// The register's content.
-    fn word(&self) -> usize;
+    fn word(self) -> usize;
 }
 
 macro_rules! numbers {
     ($($kind:ty),*) => {
         $(impl Word for $kind {
-            fn word(&self) -> usize {
-                *self as usize
+            fn word(self) -> usize {
+                self as usize
             }
         })*
     };
@@ -127,39 +127,34 @@ macro_rules! numbers {
 numbers!(i32, u32, i64, u64, usize);
 
 impl Word for &CStr {
-    fn word(&self) -> usize {
+    fn word(self) -> usize {
         self.as_ptr() as usize
     }
 }
 
 impl Word for &CString {
-    fn word(&self) -> usize {
+    fn word(self) -> usize {
         self.as_ptr() as usize
     }
 }
 
 impl<T, const N: usize> Word for &[T; N] {
-    fn word(&self) -> usize {
+    fn word(self) -> usize {
         self.as_ptr() as usize
     }
 }
 
+/// What the kernel writes to.
 impl<T, const N: usize> Word for &mut [T; N] {
-    fn word(&self) -> usize {
-        self.as_ptr() as usize
-    }
-}
-
-impl<T> Word for &mut Vec<T> {
-    fn word(&self) -> usize {
-        self.as_ptr() as usize
+    fn word(self) -> usize {
+        self.as_mut_ptr() as usize
     }
 }
 
 /// Makes a system call: its number, then up to six arguments, which live through it.
 macro_rules! call {
     ($number:expr $(, $argument:expr)* $(,)?) => {
-        $crate::sys::raw(i64::from($number), &[$($crate::sys::Word::word(&$argument)),*])
+        $crate::sys::raw(i64::from($number), &[$($crate::sys::Word::word($argument)),*])
     };
 }
 pub(crate) use call;

@@ -467,7 +467,7 @@ async fn shell(commands: &[&str], scene: &mut Scene) -> Result<Verdict, Verdict>
             return Err(Verdict::Through(format!("{command:?} passes for a success: {}", start(&text))));
         }
         // What it has done to the shell must not make a success of the next failure, nor outlive a fresh start.
-        let next = json!({"command": "(exit 7)", "timeout_ms": 1500});
+        let next = json!({"command": "/bin/false", "timeout_ms": 1500});
         if !scene.tool(&sandbox, "bash", next).await?.1 {
             return Err(Verdict::Through(format!("after {command:?} a failure passes for a success")));
         }

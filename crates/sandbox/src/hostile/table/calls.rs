@@ -89,7 +89,6 @@ pub(super) const STATUS: &[Attempt] = &[
         r#"set +x; printf() { echo fake; }; false"#,
         r#"eval 'exit() { :; }'; false"#,
         r#"builtin() { :; }; false"#,
-        r#"eval() { :; }; false"#,
         r#"echo() { command echo 0; }; false"#,
     ])),
     Attempt::new("status.traps", "trap what the shell does").by(Way::Shell(&[

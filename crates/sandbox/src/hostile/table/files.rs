@@ -1,7 +1,7 @@
 //! What belongs to the worker and to the host: secrets, the cell, files.
 
 use crate::hostile::Attempt;
-use crate::hostile::ways::{Target, Way};
+use crate::hostile::ways::{Limit, Target, Way};
 
 pub(super) const SECRETS: &[Attempt] = &[
     Attempt::new("secrets.environment", "find the worker's variables in any environment")
@@ -52,7 +52,8 @@ pub(super) const SURVIVAL: &[Attempt] = &[
     Attempt::new("survival.label", "change the cell's label"),
     Attempt::new("survival.clear-references", "age the cell's pages"),
     Attempt::new("survival.user-map", "map root into the cell's user namespace"),
-    Attempt::new("survival.slow-down", "take the processor from the cell: priority, class, affinity"),
+    Attempt::new("survival.slow-down", "take the processor from the cell: priority, class, affinity")
+        .by(Way::Bomb(Limit::Pids(64))),
     Attempt::new("survival.release-memory", "free the cell's memory"),
     Attempt::new("survival.move-pages", "move the cell's memory"),
     Attempt::new("survival.true", "do nothing, and see the worker answered"),
