@@ -28,6 +28,16 @@ const AGAIN: &[&str] = &[
 
 #[test]
 fn the_guarantees_hold_without_root() {
+    without_root(AGAIN);
+}
+
+#[test]
+fn the_hostile_suite_gets_nowhere_without_root() {
+    without_root(&["hostile::nothing_gets_through", "hostile::the_judges_see_what_gets_through"]);
+}
+
+/// Runs these tests once more as nobody.
+fn without_root(names: &[&str]) {
     if !rustix::process::geteuid().is_root() {
         // Then all tests have run without it.
         return;
@@ -42,7 +52,7 @@ fn the_guarantees_hold_without_root() {
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let nobody = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let mut failures = Vec::new();
-    for name in AGAIN {
+    for name in names {
         let child = again_through(&nobody, &program, name)
             .env("TMPDIR", &scratch)
             .stderr(Stdio::piped())
