@@ -28,6 +28,8 @@ pub(super) enum Way {
     Flood(Limit),
     /// It takes all of something and keeps it: another sandbox, and the worker's own user, must still get some.
     Held(u64),
+    /// The same with what the kernel counts for each user of the host: every sandbox must be one of its own.
+    HeldByUser(u64),
     /// One sandbox leaves something, another looks for it.
     Between,
     /// It does not want to end when its time has run out.
@@ -107,7 +109,8 @@ pub(super) async fn attempt(attempt: &'static Attempt, scene: &mut Scene) -> Res
         Way::Host => program(attempt.name, scene, true).await,
         Way::Bomb(limit) => bomb(attempt.name, scene, limit, false).await,
         Way::Flood(limit) => bomb(attempt.name, scene, limit, true).await,
-        Way::Held(most) => held(attempt.name, scene, most).await,
+        Way::Held(most) => held(attempt.name, scene, most, None).await,
+        Way::HeldByUser(most) => held(attempt.name, scene, most, Some(Facility::DistinctUser)).await,
         Way::Between => between(attempt.name, scene).await,
         Way::Overtime => overtime(attempt.name, scene).await,
         Way::Outlive => outlive(attempt.name, scene).await,
@@ -208,15 +211,19 @@ impl Limit {
     }
 }
 
+/// Whether what an attempt is aimed at is in force at all.
+fn has(sandbox: &Sandbox, facility: Option<Facility>) -> Result<(), Verdict> {
+    match facility.and_then(|facility| Some((facility, sandbox.report().facilities.get(&facility)?))) {
+        Some((facility, Status::Unavailable(reason))) => Err(Verdict::NotRun(format!("no {facility} here: {reason}"))),
+        _ => Ok(()),
+    }
+}
+
 async fn bomb(name: &str, scene: &mut Scene, limit: Limit, may_end: bool) -> Result<Verdict, Verdict> {
     // Another one, which must not notice.
     let neighbour = scene.sandbox(|_| {}).await?;
     let sandbox = scene.sandbox(|spec| limit.set(&mut spec.limits)).await?;
-    if let Some(facility) = limit.facility()
-        && let Some(Status::Unavailable(reason)) = sandbox.report().facilities.get(&facility)
-    {
-        return Err(Verdict::NotRun(format!("no {facility} here: {reason}")));
-    }
+    has(&sandbox, limit.facility())?;
     let facts = [format!("limit={}", limit.number()), "ms=400".to_owned()];
     let mut exec = scene.start(&sandbox, name, &facts, PATIENCE).await.map_err(|why| ended(&why))?;
     let mut said = Vec::new();
@@ -254,8 +261,9 @@ async fn bomb(name: &str, scene: &mut Scene, limit: Limit, may_end: bool) -> Res
     unharmed(scene, sandbox, verdict).await
 }
 
-async fn held(name: &str, scene: &mut Scene, most: u64) -> Result<Verdict, Verdict> {
+async fn held(name: &str, scene: &mut Scene, most: u64, needs: Option<Facility>) -> Result<Verdict, Verdict> {
     let sandbox = scene.sandbox(|_| {}).await?;
+    has(&sandbox, needs)?;
     let facts = [format!("limit={most}"), "role=hold".to_owned()];
     let mut exec = scene.start(&sandbox, name, &facts, PATIENCE).await.map_err(|why| ended(&why))?;
     let line = scene.line(&mut exec).await?;

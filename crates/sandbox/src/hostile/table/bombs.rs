@@ -56,6 +56,6 @@ pub(super) const RESOURCES: &[Attempt] = &[
     Attempt::new("resources.timers", "use up a user's timers").by(Way::Held(200_000)),
     Attempt::new("resources.pending-signals", "use up a user's pending signals").by(Way::Held(200_000)),
     Attempt::new("resources.epoll-watches", "use up a user's polled files").by(Way::Held(1 << 16)),
-    Attempt::new("resources.pipe-pages", "use up a user's pages of pipes").by(Way::Held(1 << 16)),
+    Attempt::new("resources.pipe-pages", "use up a user's pages of pipes").by(Way::HeldByUser(1 << 16)),
     Attempt::new("resources.file-locks", "use up a user's file locks").by(Way::Held(100_000)),
 ];
