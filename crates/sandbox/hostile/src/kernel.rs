@@ -21,6 +21,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     ("kernel.clone-user-net", |_| clone((libc::CLONE_NEWUSER | libc::CLONE_NEWNET) as u64)),
     ("kernel.clone-user-mount", |_| clone((libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as u64)),
     ("kernel.clone3-user", |_| clone3(libc::CLONE_NEWUSER as u64)),
+    ("kernel.clone3-plain", |_| clone3(0)),
     ("kernel.setns-own", |_| {
         steps(|| {
             let fd = open("/proc/self/ns/uts")?;
@@ -81,6 +82,14 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     ("kernel.io-uring", |_| denied(call!(libc::SYS_io_uring_setup, 8, &mut [0u8; 120]))),
     ("kernel.io-uring-register", |_| {
         denied_or(call!(libc::SYS_io_uring_register, 0, 0, 0, 0), &[libc::EOPNOTSUPP, libc::EBADF, libc::EINVAL])
+    }),
+    ("kernel.io-uring-enter", |_| {
+        denied_or(call!(libc::SYS_io_uring_enter, 0, 0, 0, 0, 0, 0), &[libc::EOPNOTSUPP, libc::EBADF, libc::EINVAL])
+    }),
+    ("kernel.namespace-limit", |_| match sys::read("/proc/sys/user/max_user_namespaces").as_deref() {
+        Ok(b"0\n") => Said::Refused("0".to_owned()),
+        Ok(limit) => Said::Through(String::from_utf8_lossy(limit).into_owned()),
+        Err(why) => Said::from_error("", *why),
     }),
     ("kernel.userfaultfd", |_| denied(call!(libc::SYS_userfaultfd, 1))),
     ("kernel.userfaultfd-device", |_| denied(sys::open("/dev/userfaultfd", libc::O_RDWR))),

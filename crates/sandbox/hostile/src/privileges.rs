@@ -13,6 +13,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         denied(call!(libc::SYS_capset, &header, &[u32::MAX; 6]))
     }),
     ("capabilities.ambient", |_| denied(call!(libc::SYS_prctl, libc::PR_CAP_AMBIENT, 2, 21, 0, 0))),
+    ("capabilities.bounding-set", |_| denied(call!(libc::SYS_prctl, libc::PR_CAPBSET_DROP, 0, 0, 0, 0))),
     ("capabilities.secure-bits", |_| denied(call!(libc::SYS_prctl, libc::PR_SET_SECUREBITS, 0, 0, 0, 0))),
     ("capabilities.seccomp-off", |_| {
         // Mode 0 is none; the kernel knows no way back, and says so as EINVAL.
@@ -37,6 +38,22 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             let fd = call!(libc::SYS_openat, libc::AT_FDCWD, at, libc::O_RDONLY, 0)?;
             call!(libc::SYS_fchmod, fd, 0o4755)
         })
+    }),
+    #[cfg(target_arch = "x86_64")]
+    ("capabilities.set-id-old-mode", |_| set_id(|at| call!(libc::SYS_chmod, at, 0o4755))),
+    #[cfg(target_arch = "x86_64")]
+    ("capabilities.set-id-old-born", |_| {
+        let _ = std::fs::remove_file("/tmp/old");
+        is_set("/tmp/old", call!(libc::SYS_open, c"/tmp/old", libc::O_CREAT | libc::O_WRONLY, 0o4755))
+    }),
+    #[cfg(target_arch = "x86_64")]
+    ("capabilities.set-id-created", |_| {
+        let _ = std::fs::remove_file("/tmp/created");
+        is_set("/tmp/created", call!(libc::SYS_creat, c"/tmp/created", 0o2755))
+    }),
+    ("capabilities.set-id-temporary", |_| {
+        let flags = libc::O_TMPFILE | libc::O_WRONLY;
+        denied(call!(libc::SYS_openat, libc::AT_FDCWD, c"/tmp", flags, 0o4755))
     }),
     ("capabilities.set-id-born", |_| {
         let _ = std::fs::remove_file("/tmp/born");

@@ -143,3 +143,34 @@ fn the_table_and_the_program_name_the_same_attempts() {
     }
     assert!(list.lines().count() > 300);
 }
+
+/// The page's table, as it must be.
+fn table() -> String {
+    let mut table = "| Guarantee | Mechanism in `native` | Attempts | `native` |\n|---|---|---|---|\n".to_owned();
+    for guarantee in hostile::guarantees() {
+        let count = guarantee.attempts.len();
+        let references: BTreeSet<&str> = guarantee
+            .attempts
+            .iter()
+            .flat_map(|attempt| attempt.reference.split(", "))
+            .filter(|it| !it.is_empty())
+            .collect();
+        let mut attempts = format!("`{}.*`: {count}", guarantee.name);
+        if !references.is_empty() {
+            let references: Vec<&str> = references.into_iter().collect();
+            attempts.push_str(&format!("; after {}", references.join(", ")));
+        }
+        table.push_str(&format!("| {} | {} | {attempts} | holds |\n", guarantee.title, guarantee.mechanism));
+    }
+    table
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_page_has_every_guarantee() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/security/sandbox.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let (_, rest) = page.split_once("<!-- guarantees -->\n").expect("the page marks where its table begins");
+    let (found, _) = rest.split_once("<!-- end -->").expect("the page marks where its table ends");
+    assert!(found == table(), "put this between the marks of docs/security/sandbox.md:\n{}", table());
+}

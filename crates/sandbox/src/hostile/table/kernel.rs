@@ -15,6 +15,7 @@ pub(super) const KERNEL: &[Attempt] = &[
     Attempt::new("kernel.clone-user-net", "clone into user and network namespaces").after("CVE-2022-25636"),
     Attempt::new("kernel.clone-user-mount", "clone into user and mount namespaces").after("CVE-2022-0492"),
     Attempt::new("kernel.clone3-user", "the same with clone3, whose arguments filters cannot see"),
+    Attempt::new("kernel.clone3-plain", "make a process with clone3, where filters cannot see that it is harmless"),
     Attempt::new("kernel.setns-own", "join a namespace by its file"),
     Attempt::new("kernel.setns-cell", "join the cell's namespaces by its process handle"),
     Attempt::new("kernel.namespace-parent", "ask a namespace for the one around it, and join that"),
@@ -31,6 +32,8 @@ pub(super) const KERNEL: &[Attempt] = &[
     Attempt::new("kernel.io-uring", "make an io_uring, whose work goes past system-call filters")
         .after("CVE-2022-29582"),
     Attempt::new("kernel.io-uring-register", "register with an io_uring").after("CVE-2021-41073"),
+    Attempt::new("kernel.io-uring-enter", "enter an io_uring"),
+    Attempt::new("kernel.namespace-limit", "be allowed any user namespace, were there no filters"),
     Attempt::new("kernel.userfaultfd", "hold page faults of the kernel").after("CVE-2021-22555"),
     Attempt::new("kernel.userfaultfd-device", "the same through its device"),
     Attempt::new("kernel.perf", "open a performance counter").after("CVE-2013-2094"),

@@ -80,6 +80,7 @@ pub(super) const CAPABILITIES: &[Attempt] = &[
     Attempt::new("capabilities.filters", "run without system-call filters"),
     Attempt::new("capabilities.set", "take every capability"),
     Attempt::new("capabilities.ambient", "raise an ambient capability"),
+    Attempt::new("capabilities.bounding-set", "change what capabilities may be had"),
     Attempt::new("capabilities.secure-bits", "unlock the secure bits"),
     Attempt::new("capabilities.seccomp-off", "turn the filters off"),
     Attempt::new("capabilities.new-privileges-off", "turn no_new_privs off"),
@@ -91,6 +92,13 @@ pub(super) const CAPABILITIES: &[Attempt] = &[
     Attempt::new("capabilities.set-id-mode", "make a set-id file with fchmodat"),
     Attempt::new("capabilities.set-id-mode-2", "the same with fchmodat2"),
     Attempt::new("capabilities.set-id-descriptor", "the same by a descriptor"),
+    #[cfg(target_arch = "x86_64")]
+    Attempt::new("capabilities.set-id-old-mode", "the same with chmod"),
+    #[cfg(target_arch = "x86_64")]
+    Attempt::new("capabilities.set-id-old-born", "create one with open"),
+    #[cfg(target_arch = "x86_64")]
+    Attempt::new("capabilities.set-id-created", "create one with creat"),
+    Attempt::new("capabilities.set-id-temporary", "create one without a name, to be given one later"),
     Attempt::new("capabilities.set-id-born", "create a file that is set-id from the start"),
     Attempt::new("capabilities.set-id-node", "the same with mknod"),
     Attempt::new("capabilities.file-capability", "give a file a capability"),
