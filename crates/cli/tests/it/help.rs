@@ -29,6 +29,8 @@ const COMMANDS: &[&[&str]] = &[
     &["keys", "revoke"],
     &["backup"],
     &["doctor"],
+    &["sandbox"],
+    &["sandbox", "test"],
     &["completions"],
 ];
 

@@ -52,7 +52,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         Err(why) => Said::from_error("", why),
     }),
     ("files.passwords", |_| first(&["/etc/shadow", "/etc/gshadow", "/etc/sudoers", "/etc/ssh/ssh_host_ed25519_key"])),
-    ("files.homes", |_| first(&["/root/.bashrc", "/root/.profile", "/var/log/dpkg.log", "/var/lib/dpkg/status"])),
+    ("files.homes", |_| first(&["/root", "/home/root", "/var/log/syslog", "/var/log/auth.log", "/var/lib/palisade"])), // tidy: place allowed: it must not be readable
     ("files.engine-sockets", |_| {
         first(&[
             "/var/run/docker.sock",
@@ -64,7 +64,14 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             "/run/systemd/private",
         ])
     }),
-    ("files.machine-identity", |_| first(&["/etc/machine-id", "/sys/class/dmi/id/product_uuid"])),
+    ("files.machine-identity", |facts| {
+        // An image may have one of its own.
+        let known = facts.text("machine");
+        if !known.is_empty() && sys::read("/etc/machine-id").is_ok_and(|id| id.starts_with(known.as_bytes())) {
+            return Said::Through("the machine's id".to_owned());
+        }
+        first(&["/sys/class/dmi/id/product_uuid", "/sys/class/dmi/id/board_serial", "/sys/class/net"])
+    }),
     ("files.boot", |_| first(&["/boot", "/vmlinuz", "/initrd.img", "/sys/kernel/notes"])),
     ("files.root-write", |_| unmade("/palisade-marker")),
     ("files.etc-write", |_| unmade("/etc/palisade-marker")),
@@ -184,14 +191,18 @@ fn every(reaches: impl Fn(i32) -> bool) -> Said {
 fn first(places: &[&str]) -> Said {
     for place in places {
         let Ok(meta) = std::fs::metadata(place) else { continue };
-        let open =
-            if meta.is_dir() { std::fs::read_dir(place).is_ok() } else { sys::open(place, libc::O_RDONLY).is_ok() };
+        let open = if meta.is_dir() { listed(place) } else { sys::open(place, libc::O_RDONLY).is_ok() };
         // A socket cannot be opened, but it is there.
         if open || (!meta.is_dir() && !meta.is_file()) {
             return Said::Through(format!("{place} is there"));
         }
     }
     Said::Refused("not there".to_owned())
+}
+
+/// Whether a directory shows that anything is in it.
+fn listed(at: &str) -> bool {
+    std::fs::read_dir(at).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 fn unmade(at: &str) -> Said {

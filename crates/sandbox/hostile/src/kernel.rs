@@ -86,11 +86,6 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     ("kernel.io-uring-enter", |_| {
         denied_or(call!(libc::SYS_io_uring_enter, 0, 0, 0, 0, 0, 0), &[libc::EOPNOTSUPP, libc::EBADF, libc::EINVAL])
     }),
-    ("kernel.namespace-limit", |_| match sys::read("/proc/sys/user/max_user_namespaces").as_deref() {
-        Ok(b"0\n") => Said::Refused("0".to_owned()),
-        Ok(limit) => Said::Through(String::from_utf8_lossy(limit).into_owned()),
-        Err(why) => Said::from_error("", *why),
-    }),
     ("kernel.userfaultfd", |_| denied(call!(libc::SYS_userfaultfd, 1))),
     ("kernel.userfaultfd-device", |_| denied(sys::open("/dev/userfaultfd", libc::O_RDWR))),
     ("kernel.perf", |_| {

@@ -124,6 +124,7 @@ impl Host {
             format!("udp={}", port(self.udp.local_addr())),
             format!("address={}", own_address()),
             format!("abstract={}", self.abstract_name),
+            format!("machine={}", machine()),
             format!("socket={}", at("socket")),
             format!("victim={}", self.victim.lock().unwrap_or_else(PoisonError::into_inner).id()),
             format!("worker={}", std::process::id()),
@@ -195,4 +196,9 @@ fn own_address() -> String {
         Ok(address) if !address.ip().is_loopback() => address.ip().to_string(),
         _ => String::new(),
     }
+}
+
+/// The beginning of the machine's id; empty when it has none.
+fn machine() -> String {
+    fs::read_to_string("/etc/machine-id").unwrap_or_default().chars().take(12).collect()
 }

@@ -107,6 +107,8 @@ async fn the_sandbox_has_every_namespace_of_its_own() {
         assert_ne!(inside, outside.to_str().unwrap(), "{kind}");
     }
     assert!(rig.sandbox.report().enforces(Facility::Namespaces));
+    // The second lock on the door that the filters close: no user namespace below this one.
+    assert_eq!(rig.bash("cat /proc/sys/user/max_user_namespaces").await, "0");
     // Nothing of the worker's place shows: the root of its control groups is the sandbox's own.
     let groups = rig.bash("cut -d: -f3 /proc/self/cgroup | sort -u").await;
     assert_eq!(groups, "/", "{groups}");

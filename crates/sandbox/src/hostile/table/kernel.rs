@@ -33,7 +33,6 @@ pub(super) const KERNEL: &[Attempt] = &[
         .after("CVE-2022-29582"),
     Attempt::new("kernel.io-uring-register", "register with an io_uring").after("CVE-2021-41073"),
     Attempt::new("kernel.io-uring-enter", "enter an io_uring"),
-    Attempt::new("kernel.namespace-limit", "be allowed any user namespace, were there no filters"),
     Attempt::new("kernel.userfaultfd", "hold page faults of the kernel").after("CVE-2021-22555"),
     Attempt::new("kernel.userfaultfd-device", "the same through its device"),
     Attempt::new("kernel.perf", "open a performance counter").after("CVE-2013-2094"),
