@@ -5,7 +5,7 @@ use crate::rig::{Rig, objects};
 #[test]
 fn attempts_are_listed_and_made() {
     let rig = Rig::new();
-    let listed = rig.objects(&["sandbox", "test", "--list", "--output", "json"]);
+    let listed = rig.objects(&["sandbox", "test", "--list"]);
     assert!(listed.len() >= 100 && listed.iter().all(|attempt| attempt["tries"].is_string()), "{}", listed.len());
     let output = rig.run(&["sandbox", "test", "--only", "cores", "--output", "json"]);
     let made = objects(&String::from_utf8(output.stdout).unwrap());
