@@ -7,8 +7,8 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Address, Client};
 use crate::commands::{
-    agents, backup, bench, checkpoints, completions, demo, doctor, environments, images, keys, run, server, sessions, up,
-    worker,
+    agents, backup, bench, checkpoints, completions, demo, doctor, environments, images, keys, run, sandbox, server,
+    sessions, up, worker,
 };
 use crate::output::{Failure, Format, Outcome, Output};
 use crate::secret::Source;
@@ -71,6 +71,9 @@ enum Command {
     Checkpoints(checkpoints::CheckpointsCommand),
     /// Check whether this machine can run sandboxes, and say what to change where it cannot.
     Doctor(doctor::DoctorArgs),
+    /// Attack sandboxes of this machine, and say which guarantees hold.
+    #[command(subcommand)]
+    Sandbox(sandbox::SandboxCommand),
     /// Measure this machine, side by side with the official workers where they are installed.
     Bench(bench::BenchArgs),
     /// Print a completion script for a shell.
@@ -171,6 +174,7 @@ fn dispatch(command: Command, out: Output) -> Outcome {
         Command::Backup(args) => backup::run(&args, out),
         Command::Checkpoints(command) => block_on(checkpoints::run(&command, out))?,
         Command::Doctor(args) => doctor::run(&args, out),
+        Command::Sandbox(command) => sandbox::run(&command, out),
         Command::Bench(args) => block_on(bench::run(&args, out))?,
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     }

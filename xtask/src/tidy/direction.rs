@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("palisade-server", &["palisade-api", "palisade-core", "palisade-store", "palisade-engine"]),
     ("palisade-cell", &[]),
     ("palisade-checkpoint", &[]),
+    ("palisade-hostile", &[]),
     ("palisade-sandbox", &["palisade-api", "palisade-cell"]),
     ("palisade-image", &["palisade-api"]),
     // Never the store, the core, the engine or the server: it talks to any control plane, and only over the wire.

@@ -11,6 +11,7 @@ pub(crate) mod environments;
 pub(crate) mod images;
 pub(crate) mod keys;
 pub(crate) mod run;
+pub(crate) mod sandbox;
 pub(crate) mod server;
 pub(crate) mod sessions;
 pub(crate) mod up;

@@ -41,6 +41,8 @@ const COMMANDS: &[&[&str]] = &[
     &["checkpoints", "prune"],
     &["checkpoints", "push"],
     &["doctor"],
+    &["sandbox"],
+    &["sandbox", "test"],
     &["completions"],
 ];
 

@@ -11,4 +11,5 @@ mod images;
 mod keys;
 mod lifecycle;
 mod rig;
+mod sandbox;
 mod sessions;

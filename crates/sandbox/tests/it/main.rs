@@ -4,6 +4,7 @@
 mod bombs;
 mod calls;
 mod layers;
+mod hostile;
 mod lifecycle;
 mod network;
 mod protocol;
