@@ -3,8 +3,8 @@
 
 mod bombs;
 mod calls;
-mod layers;
 mod hostile;
+mod layers;
 mod lifecycle;
 mod network;
 mod protocol;
