@@ -4,6 +4,7 @@ mod cgroup;
 mod identity;
 mod idmap;
 mod launch;
+mod nursery;
 mod program;
 mod root;
 mod seccomp;
@@ -14,7 +15,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use palisade_cell::{Claim, Ready, Setup, VERSION};
+use palisade_cell::{Claim, Ready, Root, Setup, VERSION};
 use tokio::net::UnixStream;
 
 use crate::sandbox::{Source, ready};
@@ -81,10 +82,6 @@ impl Driver for Native {
                 Ok(Ready::Up { landlock_abi }) => break landlock_abi,
                 Ok(Ready::Failed { step, errno, detail }) => {
                     return Err(Error::Build { step, detail, cause: io::Error::from_raw_os_error(errno) });
-                }
-                Err(Error::Ended) => {
-                    let autopsy = tokio::task::spawn_blocking(move || process.autopsy()).await;
-                    return Err(autopsy.unwrap_or(Error::Ended));
                 }
                 Err(why) => return Err(why),
             }
@@ -234,7 +231,7 @@ impl Base {
 }
 
 /// The first frame.
-fn setup(base: &Base, root: root::Root) -> Setup {
+fn setup(base: &Base, root: Option<Root>) -> Setup {
     let limits = &base.limits;
     let mut rlimits = vec![
         // One, not zero: zero still feeds a host's dump handler when `core_pattern` is a pipe, one never does (core(5)).
@@ -252,10 +249,7 @@ fn setup(base: &Base, root: root::Root) -> Setup {
     rlimits.extend(limits.file_bytes.map(|limit| (libc::RLIMIT_FSIZE, limit)));
     Setup {
         version: VERSION,
-        layers: root.layers,
-        binds: root.binds,
-        links: root.links,
-        files: root.files,
+        root,
         tmp_bytes: limits.tmp_bytes,
         shm_bytes: limits.shm_bytes,
         rlimits,
