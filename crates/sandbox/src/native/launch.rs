@@ -4,16 +4,18 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use palisade_cell::encode;
+use palisade_cell::{Ready, decode, encode, read_frame};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::cgroup::Cgroups;
 use super::identity::Identity;
 use super::idmap::Idmap;
+use super::nursery::{Nursery, Seen};
 use super::root::{Session, Sources};
-use super::{Base, nursery, root, seccomp, setup};
+use super::{Base, START, nursery, root, seccomp, setup};
 use crate::sandbox::Body;
 use crate::{Error, Spec, Usage};
 
@@ -27,35 +29,97 @@ pub(crate) struct Process {
     reaped: bool,
 }
 
-/// Makes a sandbox of what does not depend on the session, and returns before its cell has built it.
-pub(super) async fn launch(base: Base) -> Result<(Process, UnixStream), Error> {
-    tokio::task::spawn_blocking(move || start(&base)).await.map_err(|_| Error::Ended)?
+/// A sandbox that waits for its session.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    process: Process,
+    stream: UnixStream,
+    notes: Vec<String>,
+    nursery: Arc<Nursery>,
+    sources: Vec<Seen>,
 }
 
-/// Hands the sandbox to its session.
-pub(super) async fn claim(process: Process, stream: UnixStream, spec: Spec) -> Result<(Process, UnixStream), Error> {
-    let claimed = tokio::task::spawn_blocking(move || {
-        let mut stream = stream;
-        hand_over(&process, &mut stream, &spec)?;
-        Ok((process, stream))
-    });
-    claimed.await.map_err(|_| Error::Ended)?
+/// A sandbox that is up.
+pub(super) struct Live {
+    pub(super) process: Process,
+    pub(super) stream: UnixStream,
+    pub(super) notes: Vec<String>,
+    pub(super) landlock_abi: i32,
 }
 
-/// Both at once.
-pub(super) async fn launch_for(base: Base, spec: Spec) -> Result<(Process, UnixStream), Error> {
-    let made = tokio::task::spawn_blocking(move || {
-        let (process, mut stream) = start(&base)?;
-        hand_over(&process, &mut stream, &spec)?;
-        Ok((process, stream))
-    });
-    made.await.map_err(|_| Error::Ended)?
+/// Makes a sandbox that waits. Blocks, as all here does.
+pub(super) fn make(base: &Base) -> Result<Waiting, Error> {
+    // Looked at before they are used: a change in between is seen.
+    let sources = base.sources();
+    let (process, mut stream, nursery) = start(base)?;
+    let notes = match answer(&mut stream)? {
+        Ready::Built { notes } => notes,
+        other => return Err(failed(other)),
+    };
+    Ok(Waiting { process, stream, notes, nursery, sources })
 }
 
-fn start(base: &Base) -> Result<(Process, UnixStream), Error> {
+impl Waiting {
+    /// Whether it lives, and another made now would be the same.
+    pub(super) fn is_good(&self, base: &Base) -> bool {
+        self.process.is_alive() && self.nursery.is_current() && self.sources == base.sources()
+    }
+
+    /// Hands it to its session.
+    pub(super) fn claim(mut self, spec: &Spec) -> Result<Live, Error> {
+        hand_over(&self.process, &mut self.stream, spec)?;
+        up(self.process, self.stream, self.notes)
+    }
+}
+
+/// Makes a sandbox for a session.
+pub(super) fn make_for(base: &Base, spec: &Spec) -> Result<Live, Error> {
+    let (process, mut stream, _) = start(base)?;
+    // Both frames are on their way before the first is answered.
+    hand_over(&process, &mut stream, spec)?;
+    let notes = match answer(&mut stream)? {
+        Ready::Built { notes } => notes,
+        other => return Err(failed(other)),
+    };
+    up(process, stream, notes)
+}
+
+fn up(process: Process, mut stream: UnixStream, notes: Vec<String>) -> Result<Live, Error> {
+    match answer(&mut stream)? {
+        Ready::Up { landlock_abi } => {
+            stream.set_nonblocking(true).map_err(Error::Socket)?;
+            Ok(Live { process, stream, notes, landlock_abi })
+        }
+        other => Err(failed(other)),
+    }
+}
+
+/// The cell's next word.
+pub(super) fn answer(stream: &mut UnixStream) -> Result<Ready, Error> {
+    let wrong = |why: io::Error| match why.kind() {
+        io::ErrorKind::WouldBlock => Error::Timeout(START.as_secs()),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => Error::Ended,
+        _ => Error::Protocol(why),
+    };
+    let frame = read_frame(stream).map_err(wrong)?.ok_or(Error::Ended)?;
+    Ok(decode(&frame).map_err(Error::Protocol)?.0)
+}
+
+/// What an answer means that is not the one that was waited for.
+pub(super) fn failed(answer: Ready) -> Error {
+    match answer {
+        Ready::Failed { step, errno, detail } => {
+            Error::Build { step, detail, cause: io::Error::from_raw_os_error(errno) }
+        }
+        Ready::Built { .. } | Ready::Up { .. } => Error::Protocol(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn start(base: &Base) -> Result<(Process, UnixStream, Arc<Nursery>), Error> {
     let identity = Identity::take()?;
     let nursery = nursery::of(base)?;
-    let (ours, theirs) = UnixStream::pair().map_err(Error::Socket)?;
+    let (mut stream, theirs) = UnixStream::pair().map_err(Error::Socket)?;
+    stream.set_read_timeout(Some(START)).map_err(Error::Socket)?;
     let mut cgroups = Cgroups::birthplace()?;
     let born = cgroups.is_born();
     let mut filled = Ok(());
@@ -73,7 +137,6 @@ fn start(base: &Base) -> Result<(Process, UnixStream), Error> {
     let process = Process { pidfd, pid, cgroups: Some(cgroups), identity, reaped: false };
     filled?;
     map_user(pid, &process.identity)?;
-    let mut stream = ours;
     stream.write_all(&[1]).map_err(Error::Socket)?;
     let mut sources = Sources::new(None);
     let root = if nursery.has_root {
@@ -86,7 +149,7 @@ fn start(base: &Base) -> Result<(Process, UnixStream), Error> {
     send(&mut stream, &frame, &sources.descriptors).map_err(Error::Socket)?;
     // While the cell builds its walls.
     process.cgroups()?.add(pid, born)?;
-    Ok((process, stream))
+    Ok((process, stream, nursery))
 }
 
 fn hand_over(process: &Process, stream: &mut UnixStream, spec: &Spec) -> Result<(), Error> {
@@ -134,6 +197,12 @@ impl Process {
     /// Its control groups, which it has until it is buried.
     pub(crate) fn cgroups(&self) -> Result<&Cgroups, Error> {
         self.cgroups.as_ref().ok_or(Error::Ended)
+    }
+
+    fn is_alive(&self) -> bool {
+        let mut watched = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        // Readable means that it has ended.
+        matches!(poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
     }
 
     fn kill(&self) {

@@ -15,16 +15,14 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use palisade_cell::{
-    BIRTH, BIRTH_IN_GROUP, BIRTH_WITH_GROUPS, Nursery as Frame, Ready, Root, VERSION, decode, encode, read_frame,
-};
+use palisade_cell::{BIRTH, BIRTH_IN_GROUP, BIRTH_WITH_GROUPS, Nursery as Frame, Ready, Root, VERSION, encode};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
 };
 
 use super::root::Sources;
-use super::{Base, START, identity, program, root};
+use super::{Base, START, identity, launch, program, root};
 use crate::{Error, Rootfs};
 
 /// A process that makes cells.
@@ -39,7 +37,8 @@ pub(super) struct Nursery {
     seen: Vec<Seen>,
 }
 
-type Seen = (PathBuf, Option<(i64, i64)>);
+/// A directory, and what tells of a change: of its entries, or of the directory that has this name.
+pub(super) type Seen = (PathBuf, Option<[u64; 4]>);
 
 /// Those that there are, by whether they have a root.
 static KNOWN: Mutex<BTreeMap<bool, Arc<Nursery>>> = Mutex::new(BTreeMap::new());
@@ -92,11 +91,11 @@ impl Nursery {
         } else {
             None
         };
-        let seen = root.iter().flat_map(origins).map(|path| (path.clone(), changed(&path))).collect();
+        let seen = seen(&root.iter().flat_map(origins).collect::<Vec<_>>());
         let (ours, theirs) = UnixStream::pair().map_err(Error::Socket)?;
         let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
         command
-            .arg0("palisade-nursery")
+            .arg0("palisade-cell")
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -116,13 +115,9 @@ impl Nursery {
         line.set_read_timeout(Some(START)).map_err(Error::Socket)?;
         let frame = encode(&Frame { version: VERSION, root }, &[]).map_err(Error::Protocol)?;
         line.write_all(&frame).map_err(Error::Socket)?;
-        let answer = read_frame(&mut *line).map_err(Error::Protocol)?.ok_or(Error::Ended)?;
-        match decode(&answer).map_err(Error::Protocol)?.0 {
+        match launch::answer(&mut line)? {
             Ready::Built { .. } => Ok(()),
-            Ready::Failed { step, errno, detail } => {
-                Err(Error::Build { step, detail, cause: io::Error::from_raw_os_error(errno) })
-            }
-            Ready::Up { .. } => Err(Error::Ended),
+            other => Err(launch::failed(other)),
         }
     }
 
@@ -169,10 +164,14 @@ impl Nursery {
         }
     }
 
-    /// Whether it lives, and what its root was made of is still what is there.
+    /// Whether it lives, and another would be the same.
     fn is_fresh(&self) -> bool {
-        matches!(lock(&self.process).try_wait(), Ok(None))
-            && self.seen.iter().all(|(path, then)| changed(path) == *then)
+        matches!(lock(&self.process).try_wait(), Ok(None)) && self.is_current()
+    }
+
+    /// Whether what its root was made of is still what is there.
+    pub(super) fn is_current(&self) -> bool {
+        self.seen.iter().all(|(path, then)| changed(path) == *then)
     }
 }
 
@@ -196,8 +195,14 @@ fn origins(root: &Root) -> Vec<PathBuf> {
     paths
 }
 
-fn changed(path: &Path) -> Option<(i64, i64)> {
-    fs::metadata(path).ok().map(|meta| (meta.ctime(), meta.ctime_nsec()))
+fn changed(path: &Path) -> Option<[u64; 4]> {
+    let meta = fs::metadata(path).ok()?;
+    Some([meta.dev(), meta.ino(), meta.ctime().cast_unsigned(), meta.ctime_nsec().cast_unsigned()])
+}
+
+/// The directories of a base, as they are now.
+pub(super) fn seen<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Vec<Seen> {
+    paths.into_iter().map(|path| (path.clone(), changed(path))).collect()
 }
 
 /// Sends bytes with descriptors, all at once or what there is room for; says how much.

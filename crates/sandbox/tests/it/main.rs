@@ -6,6 +6,7 @@ mod calls;
 mod layers;
 mod lifecycle;
 mod network;
+mod pool;
 mod protocol;
 mod rig;
 mod rootless;
