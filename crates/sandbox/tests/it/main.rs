@@ -3,6 +3,7 @@
 
 mod bombs;
 mod calls;
+mod heavy;
 mod layers;
 mod lifecycle;
 mod network;

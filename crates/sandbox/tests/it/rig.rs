@@ -107,6 +107,18 @@ pub(crate) fn groups(pid: u32) -> Vec<String> {
     groups
 }
 
+/// Mounts of the host that sandboxes could have left: on the stage where their cells build, or of what is below `home`.
+pub(crate) fn mounts(home: &Path) -> Vec<String> {
+    let home = home.to_string_lossy();
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let stages = ["/sys", "/sys/root", "/sys/layers", "/sys/top"];
+    let ours = text.lines().filter(|line| {
+        let tmpfs = line.contains(" - tmpfs ") && line.split(' ').nth(4).is_some_and(|at| stages.contains(&at));
+        tmpfs || line.contains(&*home)
+    });
+    ours.map(str::to_owned).collect()
+}
+
 /// Set where sandboxes are to have waited before they are attacked.
 pub(crate) const POOLED: &str = "PALISADE_TEST_POOLED";
 /// Set in the process that [`again`] starts.
