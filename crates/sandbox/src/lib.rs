@@ -11,12 +11,14 @@
 mod error;
 pub mod hostile;
 mod native;
+mod pool;
 mod probe;
 mod sandbox;
 mod spec;
 
 pub use error::Error;
 pub use native::{Native, Options};
+pub use pool::PoolOptions;
 pub use probe::{Probe, probe};
 pub use sandbox::{Exec, ExecRequest, ExitStatus, Output, Sandbox, ToolCall, ToolOutput};
 pub use spec::{Capabilities, Facility, Limits, MemoryMount, Report, Rootfs, Spec, Status, Usage, Workspace};

@@ -8,9 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use palisade_cell::{
-    INPUT_WINDOW, LEAST_CHARGE, OUTPUT_WINDOW, Ready, Reply, Request, charge, check_length, decode, encode,
-};
+use palisade_cell::{INPUT_WINDOW, LEAST_CHARGE, OUTPUT_WINDOW, Reply, Request, charge, check_length, decode, encode};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -340,20 +338,6 @@ impl Drop for Guard<'_> {
             let _ = self.link.cancels.try_send(self.id);
         }
     }
-}
-
-/// The cell's first word.
-pub(crate) async fn ready(reader: &mut Source) -> Result<Ready, Error> {
-    let mut length = [0; 4];
-    reader.read_exact(&mut length).await.map_err(ended)?;
-    let mut frame = vec![0; check_length(length).map_err(Error::Protocol)?];
-    reader.read_exact(&mut frame).await.map_err(ended)?;
-    let (ready, _) = decode(&frame).map_err(Error::Protocol)?;
-    Ok(ready)
-}
-
-fn ended(why: io::Error) -> Error {
-    if why.kind() == io::ErrorKind::UnexpectedEof { Error::Ended } else { Error::Protocol(why) }
 }
 
 async fn listen(mut reader: Source, waiting: &Table) -> io::Result<()> {

@@ -3,12 +3,14 @@
 //! It builds the sandbox around itself, gives up every privilege, and then runs tools and commands for the worker, which
 //! it hears through one socket. When the socket closes it ends, and with it everything in the sandbox.
 //!
-//! Architecture invariant: small, single-purpose and without a runtime. It is executed from a sealed memory file, inherits
-//! one socket and nothing else, and must run in any root file system.
+//! Architecture invariant: small, single-purpose and without a runtime. It is executed once from a sealed memory file, as a
+//! nursery that knows nothing of any session; cells are copies of that. A cell inherits one socket and nothing else, and
+//! must run in any root file system.
 
 #![allow(unsafe_code, reason = "PID 1 of a sandbox talks to the kernel; each block says why it is sound")]
 
 mod exec;
+mod nursery;
 mod reaper;
 mod serve;
 mod shell;
@@ -17,24 +19,23 @@ mod tools;
 mod walls;
 
 use std::io::Read;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use palisade_cell::{Claim, Ready, Setup, VERSION, check_length, decode, write_frame};
 use serde::de::DeserializeOwned;
 
-/// The descriptor that the worker hands over.
+/// The descriptor by which the worker is heard.
 pub(crate) const SOCKET: RawFd = 3;
 
 fn main() -> ExitCode {
     // SAFETY: no pointers. One arena: many short threads must not each keep a heap.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-    if prepare().is_err() {
-        return ExitCode::from(2);
-    }
-    // SAFETY: the worker hands this descriptor over; if it did not, `prepare` has failed.
-    let mut socket = unsafe { UnixStream::from_raw_fd(SOCKET) };
+    let mut socket = match nursery::run() {
+        Ok(socket) => socket,
+        Err(code) => return code,
+    };
     match come_up(&mut socket) {
         Ok(claim) => {
             serve::serve(socket, claim);
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
 }
 
 /// What was said makes no sense, or nobody said anything.
-const SENSELESS: u8 = 2;
+pub(crate) const SENSELESS: u8 = 2;
 
 /// Builds the sandbox, waits for its session and seals it; a failure has been told to whoever listens.
 fn come_up(socket: &mut UnixStream) -> Result<Claim, ExitCode> {
@@ -64,7 +65,7 @@ fn come_up(socket: &mut UnixStream) -> Result<Claim, ExitCode> {
 }
 
 /// What was made; or else the worker is told why not.
-fn tell<T>(socket: &mut UnixStream, made: Result<T, walls::Failed>) -> Result<T, ExitCode> {
+pub(crate) fn tell<T>(socket: &mut UnixStream, made: Result<T, walls::Failed>) -> Result<T, ExitCode> {
     made.map_err(|failed| {
         let errno = failed.cause.raw_os_error().unwrap_or(0);
         let answer = Ready::Failed { step: failed.step.to_owned(), errno, detail: failed.detail };
@@ -74,26 +75,8 @@ fn tell<T>(socket: &mut UnixStream, made: Result<T, walls::Failed>) -> Result<T,
     })
 }
 
-/// Takes what the worker's way of starting this process has left: its own descriptors must not reach commands, and signals
-/// that the worker ignores must not be ignored by them.
-fn prepare() -> std::io::Result<()> {
-    // SAFETY: no pointers.
-    sys::check(unsafe { libc::fcntl(SOCKET, libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
-    // Whatever the worker forgot to close on execution. All that is opened from here on closes itself.
-    // SAFETY: no pointers; nothing above the socket is in use yet.
-    sys::check(unsafe { libc::syscall(libc::SYS_close_range, SOCKET + 1, u32::MAX, 0) })?;
-    shell::reserve()?;
-    for signal in 1..=libc::SIGRTMAX() {
-        if signal != libc::SIGPIPE {
-            // SAFETY: the default needs no handler. What cannot be set is at its default already.
-            unsafe { libc::signal(signal, libc::SIG_DFL) };
-        }
-    }
-    Ok(())
-}
-
 /// Reads a frame with its raw bytes, and the descriptors that came with it.
-fn receive<T: DeserializeOwned>(socket: &mut UnixStream) -> std::io::Result<(T, Vec<u8>, Vec<OwnedFd>)> {
+pub(crate) fn receive<T: DeserializeOwned>(socket: &mut UnixStream) -> std::io::Result<(T, Vec<u8>, Vec<OwnedFd>)> {
     let mut descriptors = Vec::new();
     let mut length = [0; 4];
     let mut have = 0;

@@ -1,7 +1,8 @@
 //! What the sandbox crate and the cell say to each other.
 //!
 //! A frame is a length (u32, little-endian) that counts what follows, the length of the header (u32), the header as JSON,
-//! and raw bytes. The first frame to the cell is [`Setup`], the second [`Claim`]; it
+//! and raw bytes. Cells are born in a nursery, whose first frame is [`Nursery`]: after its answer every byte that it hears,
+//! with a socket, is the wish for one more cell. The first frame to the cell is [`Setup`], the second [`Claim`]; it
 //! answers each with [`Ready`]. From then on frames carry [`Request`]s one way and [`Reply`]s the other.
 
 use std::io::{self, Read, Write};
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Raised with every change of a frame; both ends are built together, so they must be equal.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The longest frame: a document of 20 MiB in base64, and room.
 pub const MAX_FRAME: usize = 32 << 20;
 
@@ -27,20 +28,45 @@ pub fn charge(bytes: usize) -> u64 {
     (bytes as u64).max(LEAST_CHARGE)
 }
 
+/// The first frame to a nursery, which answers it with [`Ready::Built`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Nursery {
+    /// [`VERSION`].
+    pub version: u32,
+    /// What all cells of this nursery find built when they are born; without it they see the host, and build their own.
+    pub root: Option<Root>,
+}
+
+/// What a nursery is asked: one byte, with the cell's socket and, if it says so, the control group that it is born in. The
+/// answer is the new process's number, or what the system said as a negative number, as an `i32` in little-endian order,
+/// with a descriptor of the process. The cell waits for one byte on its socket, which says that its user is mapped.
+pub const BIRTH: u8 = 1;
+/// In the byte: the second descriptor is a control group.
+pub const BIRTH_IN_GROUP: u8 = 2;
+/// In the byte: the cell has groups to give up.
+pub const BIRTH_WITH_GROUPS: u8 = 4;
+
+/// What of a sandbox's root is the same for every session.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Root {
+    /// Layers, topmost first; with none of them the root is empty and in memory.
+    pub layers: Vec<Source>,
+    /// What is mounted where, in order.
+    pub binds: Vec<Bind>,
+    /// Symbolic links: name and target.
+    pub links: Vec<(String, String)>,
+    /// Files to write: path and content.
+    pub files: Vec<(String, String)>,
+}
+
 /// The first frame: all that does not depend on whose sandbox it will be. Its raw bytes are the filter that holds from then
 /// on, as [`filter_bytes`] writes it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Setup {
     /// [`VERSION`].
     pub version: u32,
-    /// Layers of the root, topmost first; with none of them the root is empty and in memory.
-    pub layers: Vec<Source>,
-    /// What is mounted where, in order.
-    pub binds: Vec<Bind>,
-    /// Symbolic links in the root: name and target.
-    pub links: Vec<(String, String)>,
-    /// Files to write into the root: path and content.
-    pub files: Vec<(String, String)>,
+    /// The root to build; none where the nursery has one.
+    pub root: Option<Root>,
     /// Size of `/tmp` and of the home directory, each, in bytes.
     pub tmp_bytes: u64,
     /// Size of `/dev/shm`, in bytes.

@@ -262,7 +262,7 @@ impl Shell {
 }
 
 /// The shell's descriptor for exit statuses. Bash keeps its own descriptors above 9, so this one is free.
-const STATUS: RawFd = 9;
+pub(crate) const STATUS: RawFd = 9;
 
 /// Keeps the number of the status descriptor from being given to anything else in this process, for good.
 pub(crate) fn reserve() -> io::Result<()> {

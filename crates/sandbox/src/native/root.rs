@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
-use palisade_cell::{Bind, Overlay, Source};
+use palisade_cell::{Bind, Overlay, Root, Source};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2};
 
 use super::identity::{self, INSIDE, give};
@@ -32,13 +32,31 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// What of a sandbox's root is the same for every session.
+/// A root that is being planned.
 #[derive(Debug, Default)]
-pub(super) struct Root {
-    pub(super) layers: Vec<Source>,
-    pub(super) binds: Vec<Bind>,
-    pub(super) links: Vec<(String, String)>,
-    pub(super) files: Vec<(String, String)>,
+struct Plan(Root);
+
+/// Says what a sandbox's root is made of.
+pub(super) fn plan(rootfs: &Rootfs, gpus: &[String], sources: &mut Sources<'_>) -> Result<Root, Error> {
+    let mut plan = Plan::default();
+    match rootfs {
+        Rootfs::Host => plan.host()?,
+        Rootfs::Directory(path) => plan.layers(std::slice::from_ref(path), sources)?,
+        Rootfs::Layers(layers) => plan.layers(layers, sources)?,
+    }
+    for name in DEVICES {
+        plan.device(name, *name == "tty");
+    }
+    for name in gpus {
+        plan.device(name, false);
+        let companions = COMPANIONS.iter().filter(|(prefix, _)| name.starts_with(prefix));
+        for companion in companions.flat_map(|(_, names)| *names) {
+            if !plan.0.binds.iter().any(|bind| bind.target == format!("/dev/{companion}")) {
+                plan.device(companion, true);
+            }
+        }
+    }
+    Ok(plan.0)
 }
 
 /// Directories of the host that hold programs and libraries.
@@ -73,31 +91,9 @@ const COMPANIONS: &[(&str, &[&str])] =
 /// The longest file of users that is read.
 const LONGEST: u64 = 1 << 20;
 
-impl Root {
-    pub(super) fn plan(rootfs: &Rootfs, gpus: &[String], sources: &mut Sources<'_>) -> Result<Root, Error> {
-        let mut root = Root::default();
-        match rootfs {
-            Rootfs::Host => root.host()?,
-            Rootfs::Directory(path) => root.layers(std::slice::from_ref(path), sources)?,
-            Rootfs::Layers(layers) => root.layers(layers, sources)?,
-        }
-        for name in DEVICES {
-            root.device(name, *name == "tty");
-        }
-        for name in gpus {
-            root.device(name, false);
-            let companions = COMPANIONS.iter().filter(|(prefix, _)| name.starts_with(prefix));
-            for companion in companions.flat_map(|(_, names)| *names) {
-                if !root.binds.iter().any(|bind| bind.target == format!("/dev/{companion}")) {
-                    root.device(companion, true);
-                }
-            }
-        }
-        Ok(root)
-    }
-
+impl Plan {
     fn device(&mut self, name: &str, optional: bool) {
-        self.binds.push(Bind {
+        self.0.binds.push(Bind {
             source: Source::Path(format!("/dev/{name}")),
             target: format!("/dev/{name}"),
             writable: true,
@@ -112,7 +108,7 @@ impl Root {
             return Err(Error::Spec("the image has no layers".to_owned()));
         }
         for layer in layers {
-            self.layers.push(sources.add(layer, false)?);
+            self.0.layers.push(sources.add(layer, false)?);
         }
         // The sandbox's user has a name: programs ask for it.
         for (name, line, own) in [
@@ -126,11 +122,11 @@ impl Root {
                     text.push('\n');
                 }
                 text.push_str(line);
-                self.files.push((format!("/{name}"), text));
+                self.0.files.push((format!("/{name}"), text));
             }
         }
-        self.files.push(("/etc/hosts".to_owned(), HOSTS.to_owned()));
-        self.files.push(("/etc/hostname".to_owned(), "sandbox\n".to_owned()));
+        self.0.files.push(("/etc/hosts".to_owned(), HOSTS.to_owned()));
+        self.0.files.push(("/etc/hostname".to_owned(), "sandbox\n".to_owned()));
         Ok(())
     }
 
@@ -141,7 +137,7 @@ impl Root {
         for name in HOST_ETC {
             let source = format!("/etc/{name}");
             let Ok(meta) = fs::metadata(&source) else { continue };
-            self.binds.push(Bind {
+            self.0.binds.push(Bind {
                 source: Source::Path(source.clone()),
                 target: source,
                 writable: false,
@@ -160,7 +156,7 @@ impl Root {
             ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),
             ("/etc/hostname", "sandbox\n"),
         ];
-        self.files.extend(files.map(|(name, content)| (name.to_owned(), content.to_owned())));
+        self.0.files.extend(files.map(|(name, content)| (name.to_owned(), content.to_owned())));
         Ok(())
     }
 
@@ -170,9 +166,9 @@ impl Root {
         let Ok(meta) = fs::symlink_metadata(&source) else { return Ok(()) };
         if meta.is_symlink() {
             let target = fs::read_link(&source).map_err(|cause| Error::Directory { path: source.clone(), cause })?;
-            self.links.push((format!("/{name}"), target.to_string_lossy().into_owned()));
+            self.0.links.push((format!("/{name}"), target.to_string_lossy().into_owned()));
         } else if meta.is_dir() {
-            self.binds.push(bind(path_source(&source)?, &format!("/{name}"), false));
+            self.0.binds.push(bind(path_source(&source)?, &format!("/{name}"), false));
         }
         Ok(())
     }

@@ -3,10 +3,12 @@
 
 mod bombs;
 mod calls;
+mod heavy;
 mod hostile;
 mod layers;
 mod lifecycle;
 mod network;
+mod pool;
 mod protocol;
 mod rig;
 mod rootless;
