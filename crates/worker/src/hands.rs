@@ -70,6 +70,16 @@ impl Hands {
         }
     }
 
+    /// The sandbox, if there is one. It is not started, but one that is on its way is waited for.
+    pub(crate) async fn live(&self) -> Option<Arc<Sandbox>> {
+        self.sandbox.lock().await.clone()
+    }
+
+    /// What makes the sandboxes.
+    pub(crate) fn driver(&self) -> &'static str {
+        self.plan.driver.name()
+    }
+
     async fn create(&self) -> Result<Sandbox, String> {
         let began = Instant::now();
         let (home, seed) = (self.plan.home.clone(), self.plan.seed.clone());

@@ -16,6 +16,7 @@ use crate::ledger::{Ledger, SessionEnd};
 use crate::observe::Observation;
 use crate::options::Options;
 use crate::pace::{Backoff, unit};
+use crate::perimeter::Registry;
 use crate::session::{self, Context, End};
 use crate::skills::{self, SkillError};
 use crate::wire::{Session, SkillRef, WorkItem, sessions_token};
@@ -31,6 +32,8 @@ pub(crate) struct Shared {
     pub(crate) client: Arc<Client>,
     pub(crate) tools: Arc<std::collections::BTreeSet<String>>,
     pub(crate) observe: Arc<dyn Fn(Observation) + Send + Sync>,
+    /// The sessions that operators may look into.
+    pub(crate) registry: Registry,
 }
 
 /// How an item ended, for the summary.
@@ -85,6 +88,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, mut slot: Slot, s
         session.clone(),
         shared.observe.clone(),
     ));
+    let entered = shared.registry.enter(session.clone(), hands.clone());
     // Keeps the session's lock until everything is torn down.
     let mut journal = None;
     let served =
@@ -97,6 +101,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, mut slot: Slot, s
             _ => Verdict::completed("ended by the control plane"),
         },
     };
+    // Whoever looked in from outside is not let in any more.
+    drop(entered);
     // The sandbox ends before the item does, so that whoever continues the session never meets its processes.
     if tokio::time::timeout(Duration::from_secs(10), hands.close()).await.is_err() {
         tracing::warn!(session = &*session, "the sandbox takes long to end; going on without it");

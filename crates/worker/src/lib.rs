@@ -19,6 +19,7 @@ mod link;
 mod observe;
 mod options;
 mod pace;
+pub mod perimeter;
 mod secret;
 mod session;
 mod skills;

@@ -73,6 +73,10 @@ pub struct Options {
     pub tools: BTreeSet<String>,
     /// How fast things are tried again.
     pub pace: Pace,
+    /// Whether operators of this machine may look into sandboxes through the local admin API.
+    pub admin: bool,
+    /// Whether that API may serve pages of a sandbox to browsers.
+    pub allow_preview: bool,
     /// Hears what happens.
     pub on_event: Option<Observer>,
 }
@@ -107,6 +111,8 @@ impl Options {
             ca_file: None,
             tools: ["bash", "read", "write", "edit", "glob", "grep"].map(String::from).into(),
             pace: Pace::default(),
+            admin: true,
+            allow_preview: false,
             on_event: None,
         }
     }

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::client::{CallError, Client, ClientError, ClientOptions, is_loopback};
 use crate::item::{self, Outcome, Shared};
 use crate::observe::Observation;
 use crate::options::{Mode, Options};
 use crate::pace::{Backoff, between, unit, unix_now};
+use crate::perimeter::{Perimeter, Registry};
 use crate::webhook::{self, WebhookError};
 use crate::wire::WorkItem;
 
@@ -154,7 +155,9 @@ impl Worker {
             }
         };
         let tools = Arc::new(options.tools.clone());
-        Ok(Self { shared: Arc::new(Shared { options, client: Arc::new(client), tools, observe: Arc::new(observe) }) })
+        let (client, observe) = (Arc::new(client), Arc::new(observe));
+        let registry = Registry::default();
+        Ok(Self { shared: Arc::new(Shared { options, client, tools, observe, registry }) })
     }
 
     /// Works until `shutdown` is cancelled (or, in [`Mode::Drain`], until the queue is empty), then ends in good order:
@@ -163,6 +166,7 @@ impl Worker {
     /// # Errors
     /// When the queue cannot be polled at all. Items that were taken on are ended in good order first.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Summary, Error> {
+        let admin = self.admin();
         let mut queue = Queue {
             slots: Arc::new(Semaphore::new(self.shared.options.concurrency)),
             shared: self.shared,
@@ -188,8 +192,33 @@ impl Worker {
             queue.ending.cancel();
         }
         queue.finish().await;
+        if let Some((stop, task)) = admin {
+            drop(stop);
+            let _ = task.await;
+        }
         tracing::info!(summary = ?queue.summary, "worker ended");
         outcome.map(|()| queue.summary)
+    }
+}
+
+impl Worker {
+    /// Starts the local admin API. Sessions are served without it, too: what operators lose is said.
+    fn admin(&self) -> Option<(DropGuard, tokio::task::JoinHandle<()>)> {
+        let options = &self.shared.options;
+        if !options.admin {
+            return None;
+        }
+        match Perimeter::bind(&options.state_dir, self.shared.registry.clone(), options.allow_preview) {
+            Ok(perimeter) => {
+                // It outlives a request to end: calls that still run can be looked into.
+                let stop = CancellationToken::new();
+                Some((stop.clone().drop_guard(), tokio::spawn(perimeter.serve(stop))))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the local admin API cannot be served; `palisade exec` and its like do not work");
+                None
+            }
+        }
     }
 }
 

@@ -8,13 +8,19 @@
 
 #![allow(unsafe_code, reason = "PID 1 of a sandbox talks to the kernel; each block says why it is sound")]
 
+mod connect;
+mod copy;
 mod exec;
 mod landlock;
+mod link;
+mod log;
+mod ps;
 mod reaper;
 mod seal;
 mod serve;
 mod setup;
 mod shell;
+mod spawn;
 mod sys;
 mod tools;
 
@@ -29,6 +35,11 @@ use palisade_cell::{Ready, Setup, VERSION, check_length, decode, write_frame};
 pub(crate) const SOCKET: RawFd = 3;
 
 fn main() -> ExitCode {
+    // The same program inside the sandbox, as a command: it moves files.
+    let mut words = std::env::args_os().skip(1);
+    if let Some(word) = words.next() {
+        return copy::run(&word, words.next());
+    }
     // SAFETY: no pointers. One arena: many short threads must not each keep a heap.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     if prepare().is_err() {
@@ -53,7 +64,8 @@ fn main() -> ExitCode {
     if write_frame(&mut socket, &answer, &[]).is_err() {
         return ExitCode::from(1);
     }
-    serve::serve(socket, setup);
+    let Ok(from) = socket.try_clone() else { return ExitCode::from(1) };
+    serve::serve(from.into(), socket.into(), setup);
     ExitCode::SUCCESS
 }
 
