@@ -75,7 +75,7 @@ async fn a_terminal_has_a_size_job_control_and_an_end() {
     until(&mut exec, "cat 130").await;
     exec.close_stdin().await.unwrap();
     let (_, status) = rest(exec).await;
-    assert_eq!(status.code, Some(130));
+    assert_eq!(status.code, Some(0));
 }
 
 #[tokio::test]

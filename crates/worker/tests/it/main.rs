@@ -5,6 +5,7 @@
 mod calls;
 mod faults;
 mod lease;
+mod perimeter;
 mod queue;
 mod restart;
 mod rig;

@@ -138,8 +138,15 @@ impl Unpacking<'_> {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let (file, temporary) = create(&parent).map_err(failed)?;
                 let mut file = File::from(file);
+                let size = entry.size();
                 let written = io::copy(&mut entry, &mut file)
                     .and_then(|bytes| {
+                        if bytes != size {
+                            return Err(io::Error::new(
+                                io::ErrorKind::UnexpectedEof,
+                                "the archive ends within this file",
+                            ));
+                        }
                         fchmod(&file, mode)?;
                         futimens(&file, &times)?;
                         Ok(bytes)
