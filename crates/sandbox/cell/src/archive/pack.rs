@@ -20,21 +20,30 @@ const TOLD: usize = 100;
 /// # Errors
 /// When something cannot be read or the stream cannot be written.
 pub fn pack(path: &Path, to: impl Write) -> io::Result<Moved> {
-    let mut packing = Packing { builder: Builder::new(to), moved: Moved::default() };
-    match path.file_name() {
-        Some(name) => {
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let parent = named(directory(CWD, parent.as_os_str(), OFlags::empty()), parent)?;
-            packing.add(&parent, name, Path::new(name), 0)?;
-        }
-        // A directory that is named by where it is.
-        None => {
-            let directory = named(directory(CWD, path.as_os_str(), OFlags::empty()), path)?;
-            packing.inside(directory, Path::new(""), 0)?;
-        }
+    let mut packing = Packing { builder: Builder::new(Gate { to, shut: false }), moved: Moved::default() };
+    if let Err(why) = packing.all(path) {
+        // The builder ends its archive in good order when it is dropped, which would make a part look whole.
+        packing.builder.get_mut().shut = true;
+        return Err(why);
     }
-    packing.builder.into_inner()?.flush()?;
+    packing.builder.into_inner()?.to.flush()?;
     Ok(packing.moved)
+}
+
+/// Lets nothing through once it is shut.
+struct Gate<W> {
+    to: W,
+    shut: bool,
+}
+
+impl<W: Write> Write for Gate<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.shut { Ok(bytes.len()) } else { self.to.write(bytes) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
 }
 
 fn named<T>(done: io::Result<T>, path: &Path) -> io::Result<T> {
@@ -46,11 +55,26 @@ fn directory(at: impl AsFd, name: &OsStr, more: OFlags) -> io::Result<OwnedFd> {
 }
 
 struct Packing<W: Write> {
-    builder: Builder<W>,
+    builder: Builder<Gate<W>>,
     moved: Moved,
 }
 
 impl<W: Write> Packing<W> {
+    fn all(&mut self, path: &Path) -> io::Result<()> {
+        match path.file_name() {
+            Some(name) => {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let parent = named(directory(CWD, parent.as_os_str(), OFlags::empty()), parent)?;
+                self.add(&parent, name, Path::new(name), 0)
+            }
+            // A directory that is named by where it is.
+            None => {
+                let directory = named(directory(CWD, path.as_os_str(), OFlags::empty()), path)?;
+                self.inside(directory, Path::new(""), 0)
+            }
+        }
+    }
+
     fn add(&mut self, parent: &OwnedFd, name: &OsStr, path: &Path, depth: usize) -> io::Result<()> {
         let stat = named(statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from), path)?;
         let mut header = header(&stat);
