@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::client::{Address, Client};
 use crate::commands::{
     agents, backup, bench, completions, cp, demo, doctor, environments, exec, forward, keys, preview, ps, run, server,
-    sessions, up, worker,
+    sessions, ssh, up, worker,
 };
 use crate::output::{Failure, Format, Outcome, Output};
 use crate::secret::Source;
@@ -72,6 +72,8 @@ enum Command {
     Forward(forward::ForwardArgs),
     /// Show a page that a session's sandbox serves to a browser of this machine.
     Preview(preview::PreviewArgs),
+    /// Open an SSH connection into a session's sandbox, with the system's own ssh.
+    Ssh(ssh::SshArgs),
     /// Create, list and revoke API keys and environment keys.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -181,6 +183,7 @@ fn dispatch(command: Command, out: Output) -> Outcome {
         Command::Top(args) => block_on(ps::top(&args, out))?,
         Command::Forward(args) => block_on(forward::run(&args, out))?,
         Command::Preview(args) => block_on(preview::run(&args, out))?,
+        Command::Ssh(args) => block_on(ssh::run(&args))?,
         Command::Keys(command) => block_on(keys::run(&command, out))?,
         Command::Backup(args) => backup::run(&args, out),
         Command::Doctor(args) => doctor::run(&args, out),

@@ -24,6 +24,7 @@ mod secret;
 mod session;
 mod skills;
 mod sse;
+mod ssh;
 mod webhook;
 mod wire;
 mod worker;

@@ -77,6 +77,8 @@ pub struct Options {
     pub admin: bool,
     /// Whether that API may serve pages of a sandbox to browsers.
     pub allow_preview: bool,
+    /// Where SSH into live sessions is served; nowhere when absent. It needs the local admin API, which lets people in.
+    pub ssh: Option<SocketAddr>,
     /// Hears what happens.
     pub on_event: Option<Observer>,
 }
@@ -113,6 +115,7 @@ impl Options {
             pace: Pace::default(),
             admin: true,
             allow_preview: false,
+            ssh: None,
             on_event: None,
         }
     }

@@ -13,6 +13,7 @@ use crate::observe::Observation;
 use crate::options::{Mode, Options};
 use crate::pace::{Backoff, between, unit, unix_now};
 use crate::perimeter::{Perimeter, Registry};
+use crate::ssh::Ssh;
 use crate::webhook::{self, WebhookError};
 use crate::wire::WorkItem;
 
@@ -57,6 +58,14 @@ pub enum Error {
     StateDir {
         /// The directory.
         path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// SSH could not be served where it was asked for.
+    #[error("cannot serve SSH on {address}: {source}")]
+    Ssh {
+        /// The address.
+        address: std::net::SocketAddr,
         /// What the system said.
         source: std::io::Error,
     },
@@ -166,7 +175,7 @@ impl Worker {
     /// # Errors
     /// When the queue cannot be polled at all. Items that were taken on are ended in good order first.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Summary, Error> {
-        let admin = self.admin();
+        let admin = self.admin().await?;
         let mut queue = Queue {
             slots: Arc::new(Semaphore::new(self.shared.options.concurrency)),
             shared: self.shared,
@@ -192,33 +201,51 @@ impl Worker {
             queue.ending.cancel();
         }
         queue.finish().await;
-        if let Some((stop, task)) = admin {
-            drop(stop);
-            let _ = task.await;
-        }
+        admin.end().await;
         tracing::info!(summary = ?queue.summary, "worker ended");
         outcome.map(|()| queue.summary)
     }
 }
 
 impl Worker {
-    /// Starts the local admin API. Sessions are served without it, too: what operators lose is said.
-    fn admin(&self) -> Option<(DropGuard, tokio::task::JoinHandle<()>)> {
+    /// Starts what operators use: SSH where it was asked for, and the local admin API. Sessions are served without the latter,
+    /// too: what operators lose is said.
+    async fn admin(&self) -> Result<Admin, Error> {
         let options = &self.shared.options;
-        if !options.admin {
-            return None;
+        let stop = CancellationToken::new();
+        // They outlive a request to end: calls that still run can be looked into.
+        let mut admin = Admin { stop: stop.clone().drop_guard(), tasks: JoinSet::new() };
+        let mut authority = None;
+        if let Some(address) = options.ssh {
+            let ssh = Ssh::bind(address, &options.state_dir, self.shared.registry.clone()).await;
+            let ssh = ssh.map_err(|source| Error::Ssh { address, source })?;
+            authority = Some(ssh.authority());
+            admin.tasks.spawn(ssh.serve(stop.clone()));
         }
-        match Perimeter::bind(&options.state_dir, self.shared.registry.clone(), options.allow_preview) {
-            Ok(perimeter) => {
-                // It outlives a request to end: calls that still run can be looked into.
-                let stop = CancellationToken::new();
-                Some((stop.clone().drop_guard(), tokio::spawn(perimeter.serve(stop))))
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the local admin API cannot be served; `palisade exec` and its like do not work");
-                None
+        if options.admin {
+            match Perimeter::bind(&options.state_dir, self.shared.registry.clone(), options.allow_preview, authority) {
+                Ok(perimeter) => {
+                    admin.tasks.spawn(perimeter.serve(stop));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the local admin API cannot be served; `palisade exec` and its like do not work");
+                }
             }
         }
+        Ok(admin)
+    }
+}
+
+/// What operators use. Dropping it ends it.
+struct Admin {
+    stop: DropGuard,
+    tasks: JoinSet<()>,
+}
+
+impl Admin {
+    async fn end(mut self) {
+        drop(self.stop);
+        while self.tasks.join_next().await.is_some() {}
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod run;
 pub(crate) mod sandboxes;
 pub(crate) mod server;
 pub(crate) mod sessions;
+pub(crate) mod ssh;
 pub(crate) mod up;
 pub(crate) mod worker;
 

@@ -87,6 +87,9 @@ pub(crate) struct ServingArgs {
     /// A directory whose contents every fresh workspace starts with.
     #[arg(long, value_name = "DIR")]
     seed: Option<PathBuf>,
+    /// Serve SSH into live sessions to those who have a certificate of `palisade ssh`; on a free loopback port unless told.
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:0")]
+    ssh: Option<SocketAddr>,
     /// Let `palisade preview` show pages of sandboxes to browsers of this machine.
     #[arg(long)]
     allow_preview: bool,
@@ -134,6 +137,7 @@ impl ServingArgs {
         options.tool_timeout = seconds(self.tool_timeout);
         options.seed.clone_from(&self.seed);
         options.allow_preview = self.allow_preview;
+        options.ssh = self.ssh;
         options.rootfs = self.rootfs.clone().map_or(Rootfs::Host, Rootfs::Directory);
         options.limits = Limits {
             memory_bytes: some(mib(self.memory_mib)),

@@ -16,6 +16,7 @@ const COMMANDS: &[&[&str]] = &[
     &["top"],
     &["forward"],
     &["preview"],
+    &["ssh"],
     &["agents"],
     &["agents", "list"],
     &["agents", "get"],

@@ -9,4 +9,5 @@ mod help;
 mod keys;
 mod lifecycle;
 mod rig;
+mod sandboxes;
 mod sessions;

@@ -397,10 +397,10 @@ pub(crate) fn reserve() -> io::Result<()> {
     check(unsafe { libc::dup3(0, STATUS, libc::O_CLOEXEC) }.into()).map(drop)
 }
 
-/// One line of the shell's own grammar: it is read whole before any of it runs.
+/// One line of the shell's own grammar: it is read whole before any of it runs, and byte by byte, so it is short.
 fn line(command: &str, nonce: &str) -> String {
     let quoted = command.replace('\'', r"'\''");
-    format!("eval '{quoted}' </dev/null {STATUS}>&-; {{ builtin echo {nonce} \"$?\" >&{STATUS}; }} 2>/dev/null\n")
+    format!("eval '{quoted}'</dev/null {STATUS}>&-;{{ builtin echo {nonce} \"$?\">&{STATUS};}}2>/dev/null\n")
 }
 
 fn parse(status: &[u8], nonce: &str) -> Option<i32> {
@@ -410,12 +410,13 @@ fn parse(status: &[u8], nonce: &str) -> Option<i32> {
     whole.lines().find_map(|line| line.split_once(nonce)?.1.strip_prefix(' ')?.parse().ok())
 }
 
+/// A word that nobody can know: 48 bits, of which a command has one guess for each line that it writes.
 fn nonce() -> io::Result<String> {
-    // The shell reads its input byte by byte, so this is no longer than it needs to be.
-    let mut bytes = [0; 8];
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.";
+    let mut bytes = [0u8; 8];
     // SAFETY: the buffer is as long as the length says.
     check(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) } as libc::c_long)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(bytes.iter().map(|byte| char::from(LETTERS[usize::from(byte & 63)])).collect())
 }
 
 impl Live {

@@ -21,6 +21,8 @@ use super::body::{PIECES, Pieces, Whole};
 use super::exec::PROTOCOL;
 use super::frame::Frame;
 use super::gate;
+use crate::ssh::Issued;
+
 use super::wire::{AttachBody, ConnectBody, ExecBody, SessionBody, SignalBody};
 
 /// Why the worker did not do what it was asked.
@@ -149,6 +151,17 @@ impl Client {
         let request = Request::post(Client::path(session, "/signal")).header("host", "perimeter");
         let body = Whole(Some(serde_json::to_vec(signal).map_err(broken)?.into()));
         self.send(request.body(body).map_err(broken)?).await.map(drop)
+    }
+
+    /// A key and a certificate for SSH into a session.
+    ///
+    /// # Errors
+    /// When the worker cannot be reached, does not serve the session, or serves no SSH.
+    pub async fn ssh_certificate(&self, session: &str) -> Result<Issued, ClientError> {
+        let request = Request::post(Client::path(session, "/ssh-certificate")).header("host", "perimeter");
+        let response = self.send(request.body(Whole(None)).map_err(broken)?).await?;
+        let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
+        serde_json::from_slice(&body).map_err(broken)
     }
 
     async fn upgrade(&self, path: String, body: &impl Serialize) -> Result<TokioIo<Upgraded>, ClientError> {

@@ -24,6 +24,10 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::ssh::Authority;
+
+pub use crate::ssh::Issued;
+pub(crate) use audit::redacted;
 pub use client::{Client, ClientError, Stream};
 pub use frame::{Frame, Kind};
 pub(crate) use registry::Registry;
@@ -45,9 +49,14 @@ pub(crate) struct Perimeter {
 
 impl Perimeter {
     /// Takes the socket's place. Another worker that lives on the same state directory keeps it.
-    pub(crate) fn bind(state_dir: &Path, registry: Registry, allow_preview: bool) -> std::io::Result<Perimeter> {
+    pub(crate) fn bind(
+        state_dir: &Path,
+        registry: Registry,
+        allow_preview: bool,
+        ssh: Option<Arc<Authority>>,
+    ) -> std::io::Result<Perimeter> {
         let gate = gate::Gate::bind(state_dir)?;
-        Ok(Perimeter { gate, state: Arc::new(routes::State { registry, allow_preview }) })
+        Ok(Perimeter { gate, state: Arc::new(routes::State { registry, allow_preview, ssh }) })
     }
 
     pub(crate) async fn serve(self, stop: CancellationToken) {

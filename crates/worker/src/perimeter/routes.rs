@@ -15,6 +15,8 @@ use super::gate::Peer;
 use super::registry::{Registry, Served};
 use super::wire::{SessionBody, SignalBody};
 use super::{audit, exec, files};
+use crate::pace::unix_now;
+use crate::ssh::{Authority, Issued};
 
 /// How long a sandbox may take to say what it uses.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -23,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct State {
     pub(crate) registry: Registry,
     pub(crate) allow_preview: bool,
+    /// Who lets people in by SSH, where that is served.
+    pub(crate) ssh: Option<Arc<Authority>>,
 }
 
 pub(crate) fn router(state: Arc<State>) -> Router {
@@ -34,6 +38,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/perimeter/v1/sessions/{session}/exec", post(exec::exec))
         .route("/perimeter/v1/sessions/{session}/attach", post(exec::attach))
         .route("/perimeter/v1/sessions/{session}/connect", post(exec::connect))
+        .route("/perimeter/v1/sessions/{session}/ssh-certificate", post(ssh_certificate))
         .route("/perimeter/v1/sessions/{session}/files", get(files::get).put(files::put))
         .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is no such route"))
         .with_state(state)
@@ -147,4 +152,20 @@ async fn signal(
     let sandbox = sandbox(&state, &session, false).await?;
     sandbox.signal(body.process, body.signal).await.map_err(Refusal::ended)?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn ssh_certificate(
+    Given(state): Given<Arc<State>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Path(session): Path<String>,
+) -> Result<Json<Issued>, Refusal> {
+    served(&state, &session)?;
+    let authority = state.ssh.as_ref().ok_or_else(|| {
+        let message = "SSH is off on this worker: start it with --ssh to have it";
+        Refusal::new(StatusCode::FORBIDDEN, message)
+    })?;
+    audit::note(peer, &session, "ssh certificate", "");
+    let holder = format!("uid {} pid {}", peer.uid, peer.pid);
+    let issued = authority.issue(&session, &holder, unix_now());
+    issued.map(Json).map_err(|why| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, why.to_string()))
 }
