@@ -30,7 +30,6 @@ struct Connection {
 pub(crate) struct Connections {
     all: BTreeMap<u64, Connection>,
     link: Arc<Link>,
-    buffer: Vec<u8>,
 }
 
 fn connect(port: u16) -> io::Result<OwnedFd> {
@@ -132,7 +131,7 @@ impl Connection {
 
 impl Connections {
     pub(crate) fn new(link: Arc<Link>) -> Connections {
-        Connections { all: BTreeMap::new(), link, buffer: vec![0; BUFFER] }
+        Connections { all: BTreeMap::new(), link }
     }
 
     pub(crate) fn start(&mut self, id: u64, port: u16) {
@@ -190,10 +189,11 @@ impl Connections {
         }
     }
 
-    pub(crate) fn ready(&mut self, ready: &[libc::pollfd]) {
+    /// Does what descriptors are ready for: `ready` is what [`Connections::watch`] has put there, `buffer` of [`BUFFER`] bytes.
+    pub(crate) fn ready(&mut self, ready: &[libc::pollfd], buffer: &mut [u8]) {
         for (connection, ready) in self.all.values_mut().zip(ready) {
             if ready.revents != 0 {
-                connection.ready(ready.revents, &mut self.buffer, &self.link);
+                connection.ready(ready.revents, buffer, &self.link);
             }
         }
         self.all.retain(|_, connection| !connection.over);

@@ -401,13 +401,12 @@ pub(crate) struct Commands {
     /// Which command a listener hears.
     listening: HashMap<u64, u64>,
     env: Vec<(String, String)>,
-    buffer: Vec<u8>,
     link: Arc<Link>,
 }
 
 impl Commands {
     pub(crate) fn new(env: Vec<(String, String)>, link: Arc<Link>) -> Commands {
-        Commands { all: BTreeMap::new(), listening: HashMap::new(), env, buffer: vec![0; BUFFER], link }
+        Commands { all: BTreeMap::new(), listening: HashMap::new(), env, link }
     }
 
     /// Starts a command. It is answered through the link.
@@ -532,11 +531,11 @@ impl Commands {
         }
     }
 
-    /// Does what descriptors are ready for: `ready` is what [`Commands::watch`] has put there.
-    pub(crate) fn ready(&mut self, ready: &[libc::pollfd]) {
+    /// Does what descriptors are ready for: `ready` is what [`Commands::watch`] has put there, `buffer` of [`BUFFER`] bytes.
+    pub(crate) fn ready(&mut self, ready: &[libc::pollfd], buffer: &mut [u8]) {
         for (command, ready) in self.all.values_mut().zip(ready.chunks(WATCHED)) {
             if ready.iter().any(|ready| ready.revents != 0) {
-                command.ready(ready, &mut self.buffer, &self.link);
+                command.ready(ready, buffer, &self.link);
             }
         }
     }

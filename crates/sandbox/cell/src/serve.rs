@@ -12,7 +12,7 @@ use palisade_cell::{Process, Reply, Request, Setup, check_length, decode};
 use serde_json::Value;
 
 use crate::connect::Connections;
-use crate::exec::Commands;
+use crate::exec::{BUFFER, Commands};
 use crate::link::Link;
 use crate::ps;
 use crate::reaper::Reaper;
@@ -27,7 +27,7 @@ const THREADS: usize = 8;
 /// A thread that was started for a burst of calls ends when there was none for so long.
 const LINGER: Duration = Duration::from_secs(5);
 /// What is read of the worker's words at a time.
-const HEARD: usize = 64 << 10;
+const HEARD: usize = 16 << 10;
 
 /// Serves until the worker's side closes. Nothing here waits for anything inside the sandbox.
 pub(crate) fn serve(from: OwnedFd, to: OwnedFd, setup: Setup) {
@@ -42,6 +42,7 @@ pub(crate) fn serve(from: OwnedFd, to: OwnedFd, setup: Setup) {
         shell: Shell::new(setup.env, link),
         reaper,
         pool,
+        buffer: vec![0; BUFFER],
     };
     let mut watched = Vec::new();
     while cell.turn(&mut watched).is_ok() {}
@@ -54,6 +55,7 @@ struct Cell {
     shell: Shell,
     reaper: Reaper,
     pool: Arc<Pool>,
+    buffer: Vec<u8>,
 }
 
 impl Cell {
@@ -73,8 +75,8 @@ impl Cell {
         let (commands, connections) = rest.split_at(self.commands.watched());
         debug_assert_eq!(connections.len(), self.connections.watched());
         self.shell.ready(shell);
-        self.commands.ready(commands);
-        self.connections.ready(connections);
+        self.commands.ready(commands, &mut self.buffer);
+        self.connections.ready(connections, &mut self.buffer);
         if own[1].revents != 0 {
             let (shell, commands) = (&mut self.shell, &mut self.commands);
             self.reaper.collect(|pid, ended| _ = shell.ended(pid) || commands.ended(pid, ended));
@@ -155,7 +157,7 @@ impl Ears {
         self.used = 0;
         // A long frame is taken in long pieces, and its memory is given back.
         let most = HEARD.max(self.missing().unwrap_or(0));
-        if self.bytes.capacity() > 16 * HEARD && most == HEARD {
+        if self.bytes.capacity() > 64 * HEARD && most == HEARD {
             self.bytes.shrink_to(HEARD);
         }
         let have = self.bytes.len();
