@@ -474,9 +474,8 @@ impl Commands {
 
     pub(crate) fn write(&mut self, id: u64, bytes: &[u8]) {
         let link = self.link.clone();
-        match self.of(id) {
-            Some(command) => command.write(id, bytes, &link),
-            None => {}
+        if let Some(command) = self.of(id) {
+            command.write(id, bytes, &link);
         }
     }
 

@@ -400,7 +400,7 @@ pub(crate) fn reserve() -> io::Result<()> {
 /// One line of the shell's own grammar: it is read whole before any of it runs, and byte by byte, so it is short.
 fn line(command: &str, nonce: &str) -> String {
     let quoted = command.replace('\'', r"'\''");
-    format!("eval '{quoted}'</dev/null {STATUS}>&-;{{ builtin echo {nonce} \"$?\">&{STATUS};}}2>/dev/null\n")
+    format!("eval '{quoted}'</dev/null {STATUS}>&-;{{ builtin echo {nonce} \"$?\">&{STATUS};}} 2>/dev/null\n")
 }
 
 fn parse(status: &[u8], nonce: &str) -> Option<i32> {

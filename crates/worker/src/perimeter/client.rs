@@ -281,11 +281,6 @@ impl Client {
         done
     }
 
-    /// Whether something is at the socket's place.
-    pub fn is_there(&self) -> bool {
-        super::socket(&self.state_dir).exists()
-    }
-
     /// The state directory.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
