@@ -87,6 +87,9 @@ impl Connection {
                 return;
             }
             self.connected = true;
+            // Nothing, as the first thing that comes: somebody listens there.
+            link.send(&Reply::Output { id: self.id, stderr: false, offset: 0 }, &[]);
+            self.window -= charge(0).min(self.window);
         }
         if events & libc::POLLOUT != 0 {
             self.feed(link);

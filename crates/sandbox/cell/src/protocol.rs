@@ -139,7 +139,7 @@ pub enum Request {
         hold: bool,
     },
     /// Connect to a TCP port of the sandbox's loopback device. Answered like a command whose output and input are the
-    /// connection's.
+    /// connection's; an empty frame of output says that it is made.
     Connect {
         /// Names the connection in its replies.
         id: u64,

@@ -312,7 +312,7 @@ impl Connection {
     /// Carries bytes both ways until the sandbox's side closes or `stream` fails. The end of what `stream` sends is passed on.
     ///
     /// # Errors
-    /// When nobody listens at the port, or the sandbox has ended. A failure of `stream` is an end like another.
+    /// When the sandbox has ended. A failure of `stream` is an end like another.
     pub async fn relay(mut self, stream: impl AsyncRead + AsyncWrite) -> Result<(), Error> {
         let (mut reader, mut writer) = tokio::io::split(stream);
         let input = self.0.input();

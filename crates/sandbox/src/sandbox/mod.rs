@@ -241,12 +241,17 @@ impl Sandbox {
     /// Connects to a TCP port of the sandbox's own loopback device.
     ///
     /// # Errors
-    /// When the sandbox has ended. That nobody listens there is told by [`Connection::relay`].
+    /// When nobody listens there, or the sandbox has ended.
     pub async fn connect(&self, port: u16) -> Result<Connection, Error> {
         let id = self.link.id();
-        let exec = Exec::expect(&self.link, id, id, 0)?;
+        let mut exec = Exec::expect(&self.link, id, id, 0)?;
         self.link.send(&Request::Connect { id, port }, &[]).await?;
-        Ok(Connection(exec))
+        let made = tokio::time::timeout(GRACE, exec.next()).await.map_err(|_| Error::Timeout(GRACE.as_secs()))?;
+        match made {
+            Ok(_) => Ok(Connection(exec)),
+            Err(Error::Exec(reason)) => Err(Error::Connect { port, reason }),
+            Err(why) => Err(why),
+        }
     }
 
     /// Unpacks a tar stream, the command's input, at a path of the sandbox: inside it when it is a directory, else under its
