@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "isolation is made of system calls; each block says why it is sound")]
 
 mod error;
+pub mod hostile;
 mod native;
 mod probe;
 mod sandbox;

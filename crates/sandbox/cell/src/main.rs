@@ -11,25 +11,24 @@
 mod connect;
 mod copy;
 mod exec;
-mod landlock;
 mod link;
 mod log;
 mod ps;
 mod reaper;
-mod seal;
 mod serve;
-mod setup;
 mod shell;
 mod spawn;
 mod sys;
 mod tools;
+mod walls;
 
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use palisade_cell::{Ready, Setup, VERSION, check_length, decode, write_frame};
+use palisade_cell::{Claim, Ready, Setup, VERSION, check_length, decode, write_frame};
+use serde::de::DeserializeOwned;
 
 /// The descriptor that the worker hands over.
 pub(crate) const SOCKET: RawFd = 3;
@@ -47,26 +46,44 @@ fn main() -> ExitCode {
     }
     // SAFETY: the worker hands this descriptor over; if it did not, `prepare` has failed.
     let mut socket = unsafe { UnixStream::from_raw_fd(SOCKET) };
-    let Ok((setup, descriptors)) = receive_setup(&mut socket) else { return ExitCode::from(2) };
-    let answer = match setup::build(&setup, descriptors) {
-        Ok(built) => Ready::Up { landlock_abi: built.landlock_abi, notes: built.notes },
-        Err(failed) => {
-            let answer = Ready::Failed {
-                step: failed.step.to_owned(),
-                errno: failed.cause.raw_os_error().unwrap_or(0),
-                detail: failed.detail,
-            };
-            // Nobody listens any more if this fails, and the end is the same.
-            let _ = write_frame(&mut socket, &answer, &[]);
-            return ExitCode::from(1);
+    match come_up(&mut socket) {
+        Ok(claim) => {
+            let Ok(from) = socket.try_clone() else { return ExitCode::FAILURE };
+            serve::serve(from.into(), socket.into(), claim);
+            ExitCode::SUCCESS
         }
-    };
-    if write_frame(&mut socket, &answer, &[]).is_err() {
-        return ExitCode::from(1);
+        Err(code) => code,
     }
-    let Ok(from) = socket.try_clone() else { return ExitCode::from(1) };
-    serve::serve(from.into(), socket.into(), setup);
-    ExitCode::SUCCESS
+}
+
+/// What was said makes no sense, or nobody said anything.
+const SENSELESS: u8 = 2;
+
+/// Builds the sandbox, waits for its session and seals it; a failure has been told to whoever listens.
+fn come_up(socket: &mut UnixStream) -> Result<Claim, ExitCode> {
+    let senseless = |_| ExitCode::from(SENSELESS);
+    let gone = |_| ExitCode::FAILURE;
+    let (setup, filter, descriptors) = receive::<Setup>(socket).map_err(senseless)?;
+    if setup.version != VERSION {
+        return Err(ExitCode::from(SENSELESS));
+    }
+    let built = tell(socket, walls::build(&setup, &filter, descriptors))?;
+    write_frame(socket, &Ready::Built { notes: built.notes.clone() }, &[]).map_err(gone)?;
+    let (claim, filter, descriptors) = receive::<Claim>(socket).map_err(senseless)?;
+    let landlock_abi = tell(socket, walls::claim(built, &claim, &filter, descriptors))?;
+    write_frame(socket, &Ready::Up { landlock_abi }, &[]).map_err(gone)?;
+    Ok(claim)
+}
+
+/// What was made; or else the worker is told why not.
+fn tell<T>(socket: &mut UnixStream, made: Result<T, walls::Failed>) -> Result<T, ExitCode> {
+    made.map_err(|failed| {
+        let errno = failed.cause.raw_os_error().unwrap_or(0);
+        let answer = Ready::Failed { step: failed.step.to_owned(), errno, detail: failed.detail };
+        // Nobody listens any more if this fails, and the end is the same.
+        let _ = write_frame(socket, &answer, &[]);
+        ExitCode::FAILURE
+    })
 }
 
 /// Takes what the worker's way of starting this process has left: its own descriptors must not reach commands, and signals
@@ -87,8 +104,8 @@ fn prepare() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Reads the first frame, and the descriptors that came with it.
-fn receive_setup(socket: &mut UnixStream) -> std::io::Result<(Setup, Vec<OwnedFd>)> {
+/// Reads a frame with its raw bytes, and the descriptors that came with it.
+fn receive<T: DeserializeOwned>(socket: &mut UnixStream) -> std::io::Result<(T, Vec<u8>, Vec<OwnedFd>)> {
     let mut descriptors = Vec::new();
     let mut length = [0; 4];
     let mut have = 0;
@@ -101,9 +118,6 @@ fn receive_setup(socket: &mut UnixStream) -> std::io::Result<(Setup, Vec<OwnedFd
     }
     let mut frame = vec![0; check_length(length)?];
     socket.read_exact(&mut frame)?;
-    let (setup, _): (Setup, _) = decode(&frame)?;
-    if setup.version != VERSION {
-        return Err(std::io::ErrorKind::InvalidData.into());
-    }
-    Ok((setup, descriptors))
+    let (header, raw) = decode(&frame)?;
+    Ok((header, raw.to_vec(), descriptors))
 }

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use palisade_cell::{Process, Reply, Request, Setup, check_length, decode};
+use palisade_cell::{Claim, Process, Reply, Request, check_length, decode};
 use serde_json::Value;
 
 use crate::connect::Connections;
@@ -30,16 +30,16 @@ const LINGER: Duration = Duration::from_secs(5);
 const HEARD: usize = 16 << 10;
 
 /// Serves until the worker's side closes. Nothing here waits for anything inside the sandbox.
-pub(crate) fn serve(from: OwnedFd, to: OwnedFd, setup: Setup) {
+pub(crate) fn serve(from: OwnedFd, to: OwnedFd, claim: Claim) {
     let link = Arc::new(Link::new(to));
     // Before the first thread.
     let Ok(reaper) = Reaper::new() else { return };
-    let Some(pool) = Pool::start(Roots::new(&setup.roots), link.clone()) else { return };
+    let Some(pool) = Pool::start(Roots::new(&claim.roots), link.clone()) else { return };
     let mut cell = Cell {
         ears: Ears { from: File::from(from), bytes: Vec::new(), used: 0 },
-        commands: Commands::new(setup.env.clone(), link.clone()),
+        commands: Commands::new(claim.env.clone(), link.clone()),
         connections: Connections::new(link.clone()),
-        shell: Shell::new(setup.env, link),
+        shell: Shell::new(claim.env, link),
         reaper,
         pool,
         buffer: vec![0; BUFFER],

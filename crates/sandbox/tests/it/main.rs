@@ -5,6 +5,8 @@ mod bombs;
 mod calls;
 mod copy;
 mod exec;
+mod hostile;
+mod layers;
 mod lifecycle;
 mod network;
 mod protocol;
