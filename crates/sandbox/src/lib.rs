@@ -18,9 +18,12 @@ mod spec;
 
 pub use error::Error;
 pub use native::{Native, Options};
+pub use palisade_cell::{End, Process, Size, archive};
 pub use pool::PoolOptions;
 pub use probe::{Probe, probe};
-pub use sandbox::{Exec, ExecRequest, ExitStatus, Output, Sandbox, ToolCall, ToolOutput};
+pub use sandbox::{
+    CommandUsage, Connection, Exec, ExecRequest, ExitStatus, Input, Output, Sandbox, ToolCall, ToolOutput, ToolUsage,
+};
 pub use spec::{Capabilities, Facility, Limits, MemoryMount, Report, Rootfs, Spec, Status, Usage, Workspace};
 
 use async_trait::async_trait;

@@ -9,11 +9,17 @@
 
 #![allow(unsafe_code, reason = "PID 1 of a sandbox talks to the kernel; each block says why it is sound")]
 
+mod connect;
+mod copy;
 mod exec;
+mod link;
+mod log;
 mod nursery;
+mod ps;
 mod reaper;
 mod serve;
 mod shell;
+mod spawn;
 mod sys;
 mod tools;
 mod walls;
@@ -30,6 +36,11 @@ use serde::de::DeserializeOwned;
 pub(crate) const SOCKET: RawFd = 3;
 
 fn main() -> ExitCode {
+    // The same program inside the sandbox, as a command: it moves files.
+    let mut words = std::env::args_os().skip(1);
+    if let Some(word) = words.next() {
+        return copy::run(&word, words.next());
+    }
     // SAFETY: no pointers. One arena: many short threads must not each keep a heap.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     let mut socket = match nursery::run() {
@@ -38,7 +49,8 @@ fn main() -> ExitCode {
     };
     match come_up(&mut socket) {
         Ok(claim) => {
-            serve::serve(socket, claim);
+            let Ok(from) = socket.try_clone() else { return ExitCode::FAILURE };
+            serve::serve(from.into(), socket.into(), claim);
             ExitCode::SUCCESS
         }
         Err(code) => code,

@@ -145,34 +145,6 @@ pub(crate) fn kill(pid: i32, signal: i32) {
     unsafe { libc::kill(pid, signal) };
 }
 
-/// A counter that can be waited for with `poll(2)`.
-pub(crate) struct Event(OwnedFd);
-
-impl Event {
-    pub(crate) fn new() -> io::Result<Event> {
-        // SAFETY: no pointers; the kernel returns a new descriptor or an error.
-        let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }.into())?;
-        // SAFETY: the descriptor was just made and belongs to nobody else.
-        Ok(Event(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) }))
-    }
-
-    pub(crate) fn raise(&self) {
-        // A counter that is full is raised already.
-        let _ = write(&self.0, &1u64.to_ne_bytes());
-    }
-
-    pub(crate) fn clear(&self) {
-        // Not raised is clear.
-        let _ = read(&self.0, &mut [0; 8]);
-    }
-}
-
-impl AsRawFd for Event {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
 /// What to wait for: `fd` becoming ready for `events`; a negative number is never ready.
 pub(crate) fn interest(fd: RawFd, events: libc::c_short) -> libc::pollfd {
     libc::pollfd { fd, events, revents: 0 }

@@ -3,6 +3,8 @@
 
 mod bombs;
 mod calls;
+mod copy;
+mod exec;
 mod heavy;
 mod hostile;
 mod layers;
