@@ -153,7 +153,6 @@ const AGAIN: &[&str] = &[
     "bombs::descriptors_locks_and_signals_without_end",
     "bombs::forks_without_end",
     "bombs::places_in_memory_have_a_size",
-    "calls::calls_that_escapes_are_made_of_are_refused",
     "calls::nobody_has_a_capability_or_gets_one",
     "calls::the_cell_survives_what_is_done_to_it",
     "calls::the_sandbox_has_every_namespace_of_its_own",
