@@ -37,3 +37,4 @@ pub use pace::Pace;
 pub use secret::Secret;
 pub use webhook::WebhookError;
 pub use worker::{Error, Summary, Worker};
+pub use workspace::checkpoints_in_use;

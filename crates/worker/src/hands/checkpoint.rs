@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use palisade_checkpoint::{CaptureOptions, Captured, Id, Ownership, Store};
+use palisade_checkpoint::{CaptureOptions, Captured, Checkpoint, Id, Ownership, Store};
 
 use super::Hands;
 use crate::observe::Observation;
@@ -42,16 +42,18 @@ impl Hands {
         Ok(captured)
     }
 
+    /// Gives a checkpoint a name.
+    pub(crate) async fn label(&self, id: Id, label: String) -> Result<Checkpoint, String> {
+        let store = self.plan.store.clone();
+        let done = tokio::task::spawn_blocking(move || store.label(&id, Some(&label)));
+        done.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+
     /// Brings the workspace back to a checkpoint. The sandbox ends, and with it every process of the session; the next call
     /// starts a new one on the state of the checkpoint.
     pub(crate) async fn restore(&self, id: &Id) -> Result<(), String> {
         let mut live = self.live.lock().await;
         self.end(&mut live).await;
-        self.go_back(id).await
-    }
-
-    /// Has the workspace made of the checkpoint's layer and a new one. Nothing may run in it.
-    pub(super) async fn go_back(&self, id: &Id) -> Result<(), String> {
         let (home, store, id) = (self.plan.home.clone(), self.plan.store.clone(), *id);
         let done = tokio::task::spawn_blocking(move || go_back(&home, &store, &id));
         done.await.map_err(|error| error.to_string())??;

@@ -16,7 +16,7 @@ use crate::ledger::Call;
 use crate::observe::Observation;
 use crate::options::Checkpoints;
 use crate::pace::{Backoff, Pace, unit};
-use crate::workspace::{Base, Home, Layers};
+use crate::workspace::{self, Base, Home, Layers};
 
 /// How often a sandbox is tried before a call is answered without one.
 const ATTEMPTS: u32 = 3;
@@ -181,6 +181,8 @@ impl Hands {
             let above = layer.iter().map(|layer| layer.path().to_owned());
             let lower = above.chain([base.path]).collect();
             let directory = home.layer(layers.layer);
+            let lower: Vec<PathBuf> = lower;
+            workspace::take_after(&directory.join("upper"), &lower[0]).map_err(|error| error.to_string())?;
             Ok::<_, String>((Place { lower, upper: directory.join("upper"), directory, layer }, undone))
         });
         let (place, undone) = made.await.map_err(|error| error.to_string())??;

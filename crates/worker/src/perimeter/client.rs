@@ -9,6 +9,7 @@ use hyper::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use palisade_checkpoint::Checkpoint;
 use palisade_sandbox::Process;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
@@ -23,7 +24,7 @@ use super::frame::Frame;
 use super::gate;
 use crate::ssh::Issued;
 
-use super::wire::{AttachBody, ConnectBody, ExecBody, SessionBody, SignalBody};
+use super::wire::{AttachBody, CheckpointBody, ConnectBody, ExecBody, RestoreBody, SessionBody, SignalBody};
 
 /// Why the worker did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -148,9 +149,54 @@ impl Client {
     /// # Errors
     /// When the worker cannot be reached or the session has no sandbox.
     pub async fn signal(&self, session: &str, signal: &SignalBody) -> Result<(), ClientError> {
-        let request = Request::post(Client::path(session, "/signal")).header("host", "perimeter");
-        let body = Whole(Some(serde_json::to_vec(signal).map_err(broken)?.into()));
-        self.send(request.body(body).map_err(broken)?).await.map(drop)
+        self.post(session, "/signal", Some(signal)).await.map(drop)
+    }
+
+    async fn post(&self, session: &str, what: &str, body: Option<&impl Serialize>) -> Result<Bytes, ClientError> {
+        let request = Request::post(Client::path(session, what)).header("host", "perimeter");
+        let body = body.map(serde_json::to_vec).transpose().map_err(broken)?;
+        let response = self.send(request.body(Whole(body.map(Into::into))).map_err(broken)?).await?;
+        Ok(response.into_body().collect().await.map_err(broken)?.to_bytes())
+    }
+
+    /// Takes a checkpoint of a session's workspace.
+    ///
+    /// # Errors
+    /// When the worker cannot be reached, does not serve the session, or cannot take one.
+    pub async fn checkpoint(&self, session: &str, body: &CheckpointBody) -> Result<Checkpoint, ClientError> {
+        serde_json::from_slice(&self.post(session, "/checkpoints", Some(body)).await?).map_err(broken)
+    }
+
+    /// Brings a session's workspace back to a checkpoint; all its processes end.
+    ///
+    /// # Errors
+    /// When the worker cannot be reached, does not serve the session, or the checkpoint cannot be read.
+    pub async fn restore(&self, session: &str, body: &RestoreBody) -> Result<(), ClientError> {
+        self.post(session, "/restore", Some(body)).await.map(drop)
+    }
+
+    /// Stops everything in a session's sandbox where it is.
+    ///
+    /// # Errors
+    /// When the worker cannot be reached, does not serve the session, or its sandbox cannot be frozen.
+    pub async fn pause(&self, session: &str) -> Result<(), ClientError> {
+        self.post(session, "/pause", None::<&()>).await.map(drop)
+    }
+
+    /// Takes a checkpoint of a session and ends its sandbox until it is resumed.
+    ///
+    /// # Errors
+    /// When the worker cannot be reached, does not serve the session, or cannot take a checkpoint.
+    pub async fn hibernate(&self, session: &str) -> Result<Checkpoint, ClientError> {
+        serde_json::from_slice(&self.post(session, "/hibernate", None::<&()>).await?).map_err(broken)
+    }
+
+    /// Lets a session go on.
+    ///
+    /// # Errors
+    /// When the worker cannot be reached or does not serve the session.
+    pub async fn resume(&self, session: &str) -> Result<(), ClientError> {
+        self.post(session, "/resume", None::<&()>).await.map(drop)
     }
 
     /// A key and a certificate for SSH into a session.
@@ -158,10 +204,7 @@ impl Client {
     /// # Errors
     /// When the worker cannot be reached, does not serve the session, or serves no SSH.
     pub async fn ssh_certificate(&self, session: &str) -> Result<Issued, ClientError> {
-        let request = Request::post(Client::path(session, "/ssh-certificate")).header("host", "perimeter");
-        let response = self.send(request.body(Whole(None)).map_err(broken)?).await?;
-        let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
-        serde_json::from_slice(&body).map_err(broken)
+        serde_json::from_slice(&self.post(session, "/ssh-certificate", None::<&()>).await?).map_err(broken)
     }
 
     async fn upgrade(&self, path: String, body: &impl Serialize) -> Result<TokioIo<Upgraded>, ClientError> {

@@ -9,6 +9,7 @@
 
 mod audit;
 mod body;
+mod checkpoints;
 mod client;
 mod exec;
 mod files;
@@ -31,7 +32,9 @@ pub(crate) use audit::redacted;
 pub use client::{Client, ClientError, Stream};
 pub use frame::{Frame, Kind};
 pub(crate) use registry::Registry;
-pub use wire::{ConnectBody, ExecBody, ExitBody, Purpose, SessionBody, SignalBody, TerminalSize};
+pub use wire::{
+    CheckpointBody, ConnectBody, ExecBody, ExitBody, Purpose, RestoreBody, SessionBody, SignalBody, TerminalSize,
+};
 
 /// The socket's name in the state directory.
 const SOCKET: &str = "perimeter.sock";

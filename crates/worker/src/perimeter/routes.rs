@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::gate::Peer;
 use super::registry::{Registry, Served};
 use super::wire::{SessionBody, SignalBody};
-use super::{audit, exec, files};
+use super::{audit, checkpoints, exec, files};
 use crate::pace::unix_now;
 use crate::ssh::{Authority, Issued};
 
@@ -39,6 +39,11 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/perimeter/v1/sessions/{session}/attach", post(exec::attach))
         .route("/perimeter/v1/sessions/{session}/connect", post(exec::connect))
         .route("/perimeter/v1/sessions/{session}/ssh-certificate", post(ssh_certificate))
+        .route("/perimeter/v1/sessions/{session}/checkpoints", post(checkpoints::take))
+        .route("/perimeter/v1/sessions/{session}/restore", post(checkpoints::restore))
+        .route("/perimeter/v1/sessions/{session}/pause", post(checkpoints::pause))
+        .route("/perimeter/v1/sessions/{session}/hibernate", post(checkpoints::hibernate))
+        .route("/perimeter/v1/sessions/{session}/resume", post(checkpoints::resume))
         .route("/perimeter/v1/sessions/{session}/files", get(files::get).put(files::put))
         .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is no such route"))
         .with_state(state)
@@ -77,7 +82,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-fn served(state: &State, session: &str) -> Result<Served, Refusal> {
+pub(super) fn served(state: &State, session: &str) -> Result<Served, Refusal> {
     state.registry.find(session).ok_or_else(|| {
         let message = format!("this worker does not serve a session {session} at this moment");
         Refusal::new(StatusCode::NOT_FOUND, message)

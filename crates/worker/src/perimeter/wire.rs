@@ -163,3 +163,20 @@ impl From<ExitStatus> for ExitBody {
         }
     }
 }
+
+/// A checkpoint that is to be taken.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointBody {
+    /// What it is called.
+    #[serde(default)]
+    pub label: Option<String>,
+}
+
+/// The checkpoint that a session's workspace is to be brought back to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreBody {
+    /// Its name.
+    pub checkpoint: String,
+}

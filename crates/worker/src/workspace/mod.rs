@@ -7,12 +7,13 @@
 mod base;
 mod remove;
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use palisade_checkpoint::Id;
+use palisade_checkpoint::{Id, Transaction};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use base::Base;
@@ -58,6 +59,9 @@ pub(crate) struct Taken {
     pub(crate) why: String,
 }
 
+const LAYERS: &str = "workspace.json";
+const TRANSACTION: &str = "transaction.json";
+
 /// Checkpoints of one session that are kept, at least.
 pub(crate) const KEPT: usize = 20;
 
@@ -94,8 +98,8 @@ impl Home {
             state_dir: state_dir.to_owned(),
             outputs: root.join("outputs"),
             journal: root.join("journal.jsonl"),
-            transaction: root.join("transaction.json"),
-            layers: root.join("workspace.json"),
+            transaction: root.join(TRANSACTION),
+            layers: root.join(LAYERS),
             skills: root.join("skills.json"),
             root,
         }
@@ -193,6 +197,42 @@ impl Home {
     }
 }
 
+/// Gives the top of a fresh layer the mode and the time of what lies below it: overlayfs shows the uppermost one's.
+pub(crate) fn take_after(upper: &Path, below: &Path) -> io::Result<()> {
+    if fs::read_dir(upper)?.next().is_some() {
+        return Ok(());
+    }
+    let found = fs::metadata(below)?;
+    fs::set_permissions(upper, found.permissions())?;
+    File::open(upper)?.set_times(fs::FileTimes::new().set_modified(found.modified()?))
+}
+
+/// The checkpoints that sessions of a worker still need: those that their workspaces lie on, those that were taken of them
+/// last, and those that a call under way would be undone to.
+///
+/// # Errors
+/// When what a session needs cannot be told: then nothing may be removed.
+pub fn checkpoints_in_use(state_dir: &Path) -> Result<BTreeSet<Id>, String> {
+    let sessions = state_dir.join("sessions");
+    let mut used = BTreeSet::new();
+    let entries = match fs::read_dir(&sessions) {
+        Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(used),
+        entries => entries.map_err(|why| format!("{}: {why}", sessions.display()))?,
+    };
+    for entry in entries {
+        let root = entry.map_err(|why| format!("{}: {why}", sessions.display()))?.path();
+        let home = Home { root: root.clone(), ..Home::of(state_dir, "") };
+        let home = Home { layers: root.join(LAYERS), transaction: root.join(TRANSACTION), ..home };
+        if let Some(layers) = home.layers().map_err(|why| why.to_string())? {
+            used.extend(layers.checkpoint);
+            used.extend(layers.taken.iter().map(|taken| taken.id));
+        }
+        let open = Transaction::read(&home.transaction).map_err(|why| why.to_string())?;
+        used.extend(open.map(|open| open.before));
+    }
+    Ok(used)
+}
+
 fn make(path: &Path) -> Result<(), HomeError> {
     DirBuilder::new()
         .recursive(true)
@@ -234,5 +274,22 @@ mod tests {
         assert!(matches!(home.make(fresh), Err(HomeError::Read { .. })));
         fs::write(&home.layers, r#"{"base":"gone","checkpoint":null,"layer":1}"#).unwrap();
         assert!(matches!(home.make(fresh), Err(HomeError::Base { .. })));
+    }
+
+    #[test]
+    fn what_a_session_needs_is_known_or_nothing_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(checkpoints_in_use(dir.path()).unwrap(), BTreeSet::new());
+        let ids: Vec<Id> = (1..4u8).map(|n| format!("{n:02x}").repeat(32).parse().unwrap()).collect();
+        let home = Home::of(dir.path(), "sesn_1");
+        home.make_root().unwrap();
+        let taken = vec![Taken { id: ids[1], at_ms: 0, why: String::new() }];
+        home.note_layers(&Layers { base: "empty".to_owned(), checkpoint: Some(ids[0]), layer: 1, taken }).unwrap();
+        Transaction::prepared("sesn_1", "call", ids[2], std::time::SystemTime::UNIX_EPOCH)
+            .write(&home.transaction)
+            .unwrap();
+        assert_eq!(checkpoints_in_use(dir.path()).unwrap(), ids.into_iter().collect());
+        fs::write(&home.layers, "{").unwrap();
+        checkpoints_in_use(dir.path()).unwrap_err();
     }
 }
