@@ -59,7 +59,7 @@ async fn a_terminal_has_a_size_job_control_and_an_end() {
     exec.write(b"sh -c 'echo ru''ns; exec sleep 1000'\n").await.unwrap();
     until(&mut exec, "runs\r\n").await;
     exec.write(b"\x03").await.unwrap();
-    until(&mut exec, "^C").await;
+    until(&mut exec, "$ ").await;
     exec.write(b"echo after $?\n").await.unwrap();
     until(&mut exec, "after 130").await;
     exec.write(b"sh -c 'echo go''es; exec sleep 1000'\n").await.unwrap();
@@ -72,6 +72,7 @@ async fn a_terminal_has_a_size_job_control_and_an_end() {
     exec.write(b"sh -c 'echo wai''ts; exec sleep 1000'\n").await.unwrap();
     until(&mut exec, "waits\r\n").await;
     exec.signal(2).await.unwrap();
+    until(&mut exec, "$ ").await;
     exec.write(b"echo then $?\n").await.unwrap();
     until(&mut exec, "then 130").await;
     exec.close_stdin().await.unwrap();
