@@ -289,10 +289,14 @@ impl Command {
         if self.ended.is_some() {
             return;
         }
-        sys::kill(-self.pid, signal);
         let foreground = self.stdout.as_ref().filter(|_| self.is_tty()).and_then(spawn::foreground);
-        if let Some(group) = foreground.filter(|group| *group != self.pid) {
+        let foreground = foreground.filter(|group| *group != self.pid);
+        if let Some(group) = foreground {
             sys::kill(-group, signal);
+        }
+        // What keys send is for the job in the foreground: a shell that got it as well would throw away what is typed next.
+        if foreground.is_none() || !matches!(signal, libc::SIGINT | libc::SIGQUIT | libc::SIGTSTP) {
+            sys::kill(-self.pid, signal);
         }
     }
 

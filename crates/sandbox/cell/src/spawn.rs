@@ -5,10 +5,15 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use palisade_cell::Size;
 
 use crate::sys::{self, check};
+
+/// How often, and how long apart, a file is tried that somebody has open for writing.
+const BUSY_TRIES: u32 = 10;
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
 
 /// A program that is to be started. It gets no descriptor but those that are named.
 pub(crate) struct Program<'a> {
@@ -55,7 +60,17 @@ pub(crate) fn spawn(program: &Program<'_>) -> io::Result<i32> {
     let cwd = sys::path(program.cwd)?;
     let prepared = prepare(program, &cwd)?;
     let env = pointers(&env);
-    let started = execute(&prepared, &file, &pointers(&argv), &env);
+    let mut started = execute(&prepared, &file, &pointers(&argv), &env);
+    // A file that was just written may still be open in a process that is about to become another program, here or outside.
+    for _ in 0..BUSY_TRIES {
+        match &started {
+            Err(why) if why.raw_os_error() == Some(libc::ETXTBSY) => {
+                sys::poll(&mut [], Some(Instant::now() + BUSY_PAUSE))?;
+                started = execute(&prepared, &file, &pointers(&argv), &env);
+            }
+            _ => break,
+        }
+    }
     let started = match started {
         // A script that does not say who reads it is the shell's.
         Err(why) if why.raw_os_error() == Some(libc::ENOEXEC) => {

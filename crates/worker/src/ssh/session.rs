@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use palisade_sandbox::{ExecRequest, Input, Output, Sandbox, Size};
 use russh::keys::Certificate;
-use russh::server::{Auth, ChannelOpenHandle, Msg, Session};
+use russh::server::{Auth, ChannelOpenHandle, Msg, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Pty, Sig};
 
 use super::Authority;
@@ -63,6 +63,11 @@ impl russh::server::Handler for Handler {
                 Ok(Auth::reject())
             }
         }
+    }
+
+    async fn auth_publickey(&mut self, user: &str, _: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
+        self.note(user, "ssh login refused", "a key without a certificate");
+        Ok(Auth::reject())
     }
 
     async fn channel_open_session(
