@@ -7,7 +7,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Address, Client};
 use crate::commands::{
-    agents, backup, bench, checkpoints, completions, cp, demo, doctor, environments, exec, forward, images, keys,
+    agents, backup, bench, checkpoints, completions, cp, demo, doctor, environments, exec, forward, images, keys, live,
     preview, ps, run, sandbox, server, sessions, ssh, up, worker,
 };
 use crate::output::{Failure, Format, Outcome, Output};
@@ -85,6 +85,16 @@ enum Command {
     /// List, show, compare, move, prune and verify the checkpoints of this machine.
     #[command(subcommand)]
     Checkpoints(checkpoints::CheckpointsCommand),
+    /// Take a checkpoint of a live session's workspace.
+    Checkpoint(live::CheckpointArgs),
+    /// Bring a live session's workspace back to a checkpoint.
+    Restore(live::RestoreArgs),
+    /// Create sessions that start from the state of a live one.
+    Fork(live::ForkArgs),
+    /// Stop everything in a live session's sandbox where it is.
+    Pause(live::PauseArgs),
+    /// Let a paused session go on.
+    Resume(live::ResumeArgs),
     /// Check whether this machine can run sandboxes, and say what to change where it cannot.
     Doctor(doctor::DoctorArgs),
     /// Attack sandboxes of this machine, and say which guarantees hold.
@@ -116,7 +126,7 @@ pub(crate) struct Connection {
 }
 
 /// Where the server keeps everything.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct StateDir {
     /// The server's state directory [default: ~/.local/state/palisade].
     #[arg(long, value_name = "DIR", env = "PALISADE_STATE_DIR")]
@@ -197,6 +207,11 @@ fn dispatch(command: Command, out: Output) -> Outcome {
         Command::Image(command) => block_on(images::run(&command, out))?,
         Command::Backup(args) => backup::run(&args, out),
         Command::Checkpoints(command) => block_on(checkpoints::run(&command, out))?,
+        Command::Checkpoint(args) => block_on(live::checkpoint(&args, out))?,
+        Command::Restore(args) => block_on(live::restore(&args, out))?,
+        Command::Fork(args) => block_on(live::fork(&args, out))?,
+        Command::Pause(args) => block_on(live::pause(&args, out))?,
+        Command::Resume(args) => block_on(live::resume(&args, out))?,
         Command::Doctor(args) => doctor::run(&args, out),
         Command::Sandbox(command) => sandbox::run(&command, out),
         Command::Bench(args) => block_on(bench::run(&args, out))?,

@@ -159,6 +159,7 @@ fn plan(shared: &Shared, home: Home) -> Plan {
     let options = &shared.options;
     let spec = Spec {
         rootfs: options.rootfs.clone(),
+        gpus: options.gpus.clone(),
         limits: options.limits.clone(),
         require: options.require.clone(),
         env: options.sandbox_env.clone(),

@@ -1,5 +1,6 @@
 //! What a worker is told at its start.
 
+use std::any::Any;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -81,6 +82,10 @@ pub struct Options {
     pub driver: Arc<dyn Driver>,
     /// The sandbox's root file system.
     pub rootfs: Rootfs,
+    /// What the root file system must not lose while the worker runs, such as the lease of an image.
+    pub held: Option<Arc<dyn Any + Send + Sync>>,
+    /// GPUs by the names of their devices below `/dev`.
+    pub gpus: Vec<String>,
     /// The sandbox's limits.
     pub limits: Limits,
     /// What must be enforced, or no sandbox starts.
@@ -132,6 +137,8 @@ impl Options {
             state_dir: state_dir.into(),
             driver,
             rootfs: Rootfs::Host,
+            held: None,
+            gpus: Vec::new(),
             limits: Limits::default(),
             require: Vec::new(),
             sandbox_env: Vec::new(),

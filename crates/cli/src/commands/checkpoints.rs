@@ -1,5 +1,6 @@
 //! `palisade checkpoints`: the checkpoints of this machine.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,7 +10,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use palisade_api::Timestamp;
 use palisade_checkpoint::object_store::ObjectStore;
 use palisade_checkpoint::{
-    Change, Checkpoint, Format, ImportLimits, ImportOptions, Moved, Remote, Retention, Store, Version,
+    Change, Checkpoint, Format, Id, ImportLimits, ImportOptions, Moved, Remote, Retention, Store, Version,
 };
 use serde_json::{Value, json};
 
@@ -20,7 +21,7 @@ use crate::output::{Context as _, Outcome, Output, plain};
 /// Where the checkpoints are.
 #[derive(Debug, Args)]
 pub(crate) struct StoreDir {
-    /// The checkpoint store; otherwise `checkpoints` in the state directory.
+    /// The checkpoint store; otherwise that of `palisade up`. A worker's is `checkpoints` in its state directory.
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
     #[command(flatten)]
@@ -156,11 +157,11 @@ pub(crate) async fn run(command: &CheckpointsCommand, out: Output) -> Outcome {
         }
         CheckpointsCommand::Prune { keep_last, keep_hours, labelled, store } => {
             let keep = Retention {
+                live: in_use(store)?,
                 last: *keep_last,
                 labelled: !labelled,
                 younger: keep_hours.map(|hours| Duration::from_secs(hours.saturating_mul(3600))),
                 now: Some(now()),
-                ..Retention::default()
             };
             let pruned = open(store)?.prune(&keep).context("cannot prune")?;
             out.either(
@@ -195,9 +196,23 @@ fn now() -> SystemTime {
 fn open(dir: &StoreDir) -> Outcome<Store> {
     let path = match &dir.store {
         Some(path) => path.clone(),
-        None => crate::local::make_state_dir(&dir.state.path()?)?.join("checkpoints"),
+        // The worker of `palisade up` has its own place in the state directory.
+        None => crate::local::make_state_dir(&dir.state.path()?)?.join("worker/checkpoints"),
     };
     Store::open(path).context("the checkpoint store cannot be opened")
+}
+
+/// What sessions of the workers of this state directory still need: of one that has it as its own, and of that of `palisade up`.
+fn in_use(dir: &StoreDir) -> Outcome<BTreeSet<Id>> {
+    let place = match &dir.store {
+        Some(path) => path.parent().map(Path::to_owned),
+        None => Some(dir.state.path()?),
+    };
+    let mut used = BTreeSet::new();
+    for place in place.into_iter().flat_map(|place| [place.join("worker"), place]) {
+        used.extend(palisade_worker::checkpoints_in_use(&place).context("it is not known what sessions need")?);
+    }
+    Ok(used)
 }
 
 fn find(store: &Store, text: &str) -> Outcome<Checkpoint> {

@@ -13,6 +13,7 @@ pub(crate) mod exec;
 pub(crate) mod forward;
 pub(crate) mod images;
 pub(crate) mod keys;
+pub(crate) mod live;
 pub(crate) mod preview;
 pub(crate) mod ps;
 pub(crate) mod run;

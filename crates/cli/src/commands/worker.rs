@@ -6,16 +6,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use palisade_api::EnvironmentId;
-use palisade_sandbox::{Facility, Limits, Native, Report, Rootfs, Status};
-use palisade_worker::{Mode, Observation, Observer, Options, Summary, Worker};
+use palisade_image::{Policy, PublicKey, Registries, Store as ImageStore};
+use palisade_sandbox::{Facility, Limits, Native, PoolOptions, Report, Rootfs, Status};
+use palisade_worker::{Before, Checkpoints, Mode, Observation, Observer, Options, Summary, Worker};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::block_on;
+use crate::cli::{StateDir, block_on};
 use crate::local::{self, LogFormat};
-use crate::output::{Failure, Outcome, Output};
+use crate::output::{Context as _, Failure, Outcome, Output};
 use crate::secret::{self, Secret, Source};
 
 /// The variable that the vendor's own workers read the key from.
@@ -69,6 +70,18 @@ pub(crate) struct WorkerArgs {
     log_format: LogFormat,
 }
 
+/// Calls that have a checkpoint taken before them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Calls {
+    /// None.
+    #[default]
+    Off,
+    /// Those that a person had to confirm.
+    Gated,
+    /// All that can change something.
+    All,
+}
+
 /// How sessions are served.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServingArgs {
@@ -96,6 +109,36 @@ pub(crate) struct ServingArgs {
     /// The sandbox's read-only root file system, instead of the host's own programs.
     #[arg(long, value_name = "DIR", help_heading = "Sandbox")]
     rootfs: Option<PathBuf>,
+    /// An image of `palisade image` as the sandbox's root file system, named by digest.
+    #[arg(long, value_name = "IMAGE", conflicts_with = "rootfs", help_heading = "Sandbox")]
+    image: Option<String>,
+    /// Where images are; otherwise `images` in the state directory that `palisade image` uses.
+    #[arg(long, value_name = "DIR", requires = "image", help_heading = "Sandbox")]
+    image_store: Option<PathBuf>,
+    /// Take an image that is named by a tag as the tag was pulled last.
+    #[arg(long, requires = "image", help_heading = "Sandbox")]
+    allow_mutable_image: bool,
+    /// A cosign public key (PEM); the image must have been pulled with one of those given.
+    #[arg(long, value_name = "FILE", requires = "image", help_heading = "Sandbox")]
+    cosign_key: Vec<PathBuf>,
+    /// A GPU by the name of its device below /dev, such as nvidia0; may be repeated.
+    #[arg(long, value_name = "DEVICE", help_heading = "Sandbox")]
+    gpu: Vec<String>,
+    /// Sandboxes that are made in advance and wait for sessions; 0: none.
+    #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Sandbox")]
+    pool: u16,
+    /// Take a checkpoint of the workspace before calls that can change it.
+    #[arg(long, value_enum, default_value_t, value_name = "CALLS", help_heading = "Checkpoints")]
+    checkpoint_before: Calls,
+    /// Undo what such a call did to the workspace when it fails or is cut off.
+    #[arg(long, help_heading = "Checkpoints")]
+    transactional: bool,
+    /// Take a checkpoint when an idle session is let go.
+    #[arg(long, help_heading = "Checkpoints")]
+    checkpoint_on_idle: bool,
+    /// Take a checkpoint when a session's sandbox ends for another reason.
+    #[arg(long, help_heading = "Checkpoints")]
+    checkpoint_on_stop: bool,
     /// Memory of a session's sandbox, in MiB; 0: no limit.
     #[arg(long, value_name = "MIB", default_value_t = 2048, help_heading = "Sandbox")]
     memory_mib: u32,
@@ -105,6 +148,9 @@ pub(crate) struct ServingArgs {
     /// Processor time of a sandbox, in cores, such as 1.5; no limit when left out.
     #[arg(long, value_name = "CORES", help_heading = "Sandbox")]
     cpus: Option<f64>,
+    /// The share of a busy processor against other sandboxes, 1 to 10000; 100 when left out.
+    #[arg(long, value_name = "WEIGHT", value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = "Sandbox")]
+    cpu_weight: Option<u32>,
     /// Open files of one process of a sandbox.
     #[arg(long, value_name = "N", default_value_t = 4096, help_heading = "Sandbox")]
     open_files: u32,
@@ -138,17 +184,68 @@ impl ServingArgs {
         options.seed.clone_from(&self.seed);
         options.allow_preview = self.allow_preview;
         options.ssh = self.ssh;
-        options.rootfs = self.rootfs.clone().map_or(Rootfs::Host, Rootfs::Directory);
+        options.rootfs = match (&self.rootfs, &self.image) {
+            (_, Some(image)) => Rootfs::Layers(self.image(image, options)?),
+            (Some(directory), None) => Rootfs::Directory(directory.clone()),
+            (None, None) => Rootfs::Host,
+        };
+        options.gpus.clone_from(&self.gpu);
+        options.driver = Arc::new(Native::new(palisade_sandbox::Options {
+            pool: PoolOptions::of(usize::from(self.pool)),
+            ..palisade_sandbox::Options::default()
+        }));
+        if self.transactional && self.checkpoint_before == Calls::Off {
+            return Err(Failure::new("--transactional cannot be used")
+                .why("a call is undone by going back to the checkpoint before it, and none is taken")
+                .fix("name the calls with --checkpoint-before gated or --checkpoint-before all"));
+        }
+        options.checkpoints = Checkpoints {
+            before: match self.checkpoint_before {
+                Calls::Off => Before::Off,
+                Calls::Gated => Before::Gated,
+                Calls::All => Before::All,
+            },
+            transactional: self.transactional,
+            on_idle: self.checkpoint_on_idle,
+            on_stop: self.checkpoint_on_stop,
+        };
         options.limits = Limits {
             memory_bytes: some(mib(self.memory_mib)),
             pids: some(u64::from(self.pids)),
             cpu_millis,
+            cpu_weight: self.cpu_weight,
             open_files: some(u64::from(self.open_files)),
             file_bytes: some(mib(self.file_mib)),
             tmp_bytes: mib(self.tmp_mib),
             ..Limits::default()
         };
         Ok(())
+    }
+}
+
+impl ServingArgs {
+    /// The layers of an image, which stay for as long as the worker runs, and its variables.
+    fn image(&self, image: &str, options: &mut Options) -> Outcome<Vec<PathBuf>> {
+        let what = "the image cannot be used";
+        let place = match &self.image_store {
+            Some(place) => place.clone(),
+            None => StateDir::default().path()?.join("images"),
+        };
+        let keys = self.cosign_key.iter().map(|path| PublicKey::read(path)).collect::<Result<_, _>>();
+        let policy = Policy {
+            registries: Registries::Any,
+            allow_mutable: self.allow_mutable_image,
+            require_signature: keys.context(what)?,
+            ..Policy::default()
+        };
+        let store = ImageStore::open(place).context(what)?;
+        let found = store.resolve(&image.parse().context(what)?, &policy).context(what)?;
+        let lease = store.lease(&found).context(what)?;
+        // Of the image's own variables only those that a session does not set itself.
+        options.sandbox_env.splice(0..0, found.config().env.iter().cloned());
+        let layers = lease.layers().to_vec();
+        options.held = Some(Arc::new(lease));
+        Ok(layers)
     }
 }
 
