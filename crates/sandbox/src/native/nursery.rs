@@ -43,11 +43,12 @@ pub(super) type Seen = (PathBuf, Option<[u64; 4]>);
 /// Those that there are, by whether they have a root.
 static KNOWN: Mutex<BTreeMap<bool, Arc<Nursery>>> = Mutex::new(BTreeMap::new());
 
-/// The nursery for sandboxes of this kind.
-pub(super) fn of(base: &Base) -> Result<Arc<Nursery>, Error> {
+/// The nursery for sandboxes of this kind; another one than `dead`, which turned out to have ended.
+pub(super) fn of(base: &Base, dead: Option<&Arc<Nursery>>) -> Result<Arc<Nursery>, Error> {
     let has_root = identity::is_root() && base.rootfs == Rootfs::Host && base.gpus.is_empty();
     let mut known = lock(&KNOWN);
     if let Some(nursery) = known.get(&has_root)
+        && dead.is_none_or(|dead| !Arc::ptr_eq(dead, nursery))
         && nursery.is_fresh()
     {
         return Ok(nursery.clone());
@@ -124,14 +125,14 @@ impl Nursery {
     /// Makes a cell that will be heard through `socket`; `meanwhile` is done while the kernel makes it.
     pub(super) fn birth(
         &self,
-        socket: OwnedFd,
-        group: Option<fs::File>,
+        socket: &UnixStream,
+        group: Option<&fs::File>,
         groups: bool,
         meanwhile: impl FnOnce(),
     ) -> Result<(i32, OwnedFd), Error> {
         let mut word = BIRTH;
         let mut descriptors = vec![socket.as_fd()];
-        if let Some(group) = &group {
+        if let Some(group) = group {
             word |= BIRTH_IN_GROUP;
             descriptors.push(group.as_fd());
         }

@@ -7,6 +7,7 @@ mod heavy;
 mod layers;
 mod lifecycle;
 mod network;
+mod nursery;
 mod pool;
 mod protocol;
 mod rig;
