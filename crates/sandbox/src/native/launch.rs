@@ -201,7 +201,7 @@ fn hand_over(process: &Process, stream: &mut UnixStream, spec: &Spec) -> Result<
     send(stream, &frame, &sources.descriptors).map_err(Error::Socket)
 }
 
-fn map_user(pid: i32, identity: &Identity) -> Result<(), Error> {
+pub(super) fn map_user(pid: i32, identity: &Identity) -> Result<(), Error> {
     let write = |name: &str, content: &str| fs::write(format!("/proc/{pid}/{name}"), content).map_err(Error::UserMap);
     if !identity.own() {
         // Required of those who map their own group.
