@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use palisade_cell::{BIRTH, BIRTH_IN_GROUP, BIRTH_WITH_GROUPS, Nursery, Ready, VERSION, write_frame};
 
 use crate::sys::{self, check, prctl};
-use crate::walls::{self, Failed, Step};
+use crate::walls::{self, Failed, Step, network};
 use crate::{SENSELESS, SOCKET, receive, shell, tell};
 
 /// The user inside.
@@ -38,7 +38,11 @@ pub(crate) fn run() -> Result<UnixStream, ExitCode> {
     write_frame(&mut socket, &Ready::Built { notes: Vec::new() }, &[]).map_err(|_| ExitCode::FAILURE)?;
     drop(wanted);
     let thread = thread_id();
+    let mut ahead = false;
     loop {
+        // While nobody waits: the network takes longer to make than all else of a cell together. A cell that is born in it
+        // has no power over it, as it belongs to the nursery's user namespace.
+        ahead = ahead || unshare();
         let (mut asked, mut descriptors) = ([0], Vec::new());
         match sys::receive(socket.as_raw_fd(), &mut asked, &mut descriptors) {
             Ok(1) => {}
@@ -52,13 +56,16 @@ pub(crate) fn run() -> Result<UnixStream, ExitCode> {
             return Err(ExitCode::from(SENSELESS));
         };
         let group = descriptors.next().filter(|_| asked & BIRTH_IN_GROUP != 0);
-        let (answer, pidfd) = match clone(group.as_ref(), thread) {
-            Ok(Some((pid, pidfd))) => (pid, Some(pidfd)),
+        let (answer, pidfd) = match clone(group.as_ref(), thread, ahead) {
+            Ok(Some((pid, pidfd))) => {
+                ahead = false;
+                (pid, Some(pidfd))
+            }
             Err(why) => (-why.raw_os_error().unwrap_or(libc::EIO), None),
             Ok(None) => {
                 // From here on nothing of the nursery is open here.
                 std::mem::forget((socket, group));
-                return born(own, asked & BIRTH_WITH_GROUPS != 0);
+                return born(own, asked & BIRTH_WITH_GROUPS != 0, ahead);
             }
         };
         if sys::send(&socket, &answer.to_le_bytes(), pidfd.as_ref()).is_err() {
@@ -88,6 +95,9 @@ fn prepare() -> io::Result<()> {
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
     }
+    // What is made here is for the users of sandboxes, whatever the worker keeps to itself.
+    // SAFETY: no pointers, and no failure.
+    unsafe { libc::umask(0o022) };
     // SAFETY: no pointers.
     if unsafe { libc::geteuid() } == 0 {
         // Without root the worker could then not map the users of cells.
@@ -106,18 +116,26 @@ fn thread_id() -> u64 {
     if known == 0 { address } else { 0 }
 }
 
+/// Namespaces that a cell can be born in rather than make.
+const AHEAD: libc::c_int = libc::CLONE_NEWNET | libc::CLONE_NEWIPC;
+
+/// Moves this process into the namespaces that the next cell will have. Without root it cannot, and the cell makes them.
+fn unshare() -> bool {
+    // SAFETY: no pointers.
+    unsafe { libc::geteuid() == 0 && libc::unshare(AHEAD) == 0 && network::loopback().is_ok() }
+}
+
 /// Makes a copy of this process in new namespaces, as a child of the worker. None in the copy.
-fn clone(group: Option<&OwnedFd>, thread: u64) -> io::Result<Option<(i32, OwnedFd)>> {
+fn clone(group: Option<&OwnedFd>, thread: u64, ahead: bool) -> io::Result<Option<(i32, OwnedFd)>> {
     const INTO_CGROUP: u64 = 0x2_0000_0000; // CLONE_INTO_CGROUP
     let mut pidfd: RawFd = -1;
     let flags = libc::CLONE_NEWUSER
         | libc::CLONE_NEWNS
         | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET
-        | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS
         | libc::CLONE_PARENT
         | libc::CLONE_PIDFD
+        | if ahead { 0 } else { AHEAD }
         | if thread != 0 { libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID } else { 0 };
     // SAFETY: arguments of zeros are valid.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -148,13 +166,17 @@ fn clone(group: Option<&OwnedFd>, thread: u64) -> io::Result<Option<(i32, OwnedF
 }
 
 /// The cell's first moments: it lets go of all that was the nursery's, and becomes its user once that is mapped.
-fn born(own: OwnedFd, groups: bool) -> Result<UnixStream, ExitCode> {
+fn born(own: OwnedFd, groups: bool, ahead: bool) -> Result<UnixStream, ExitCode> {
     // The parent says when the user is mapped; if it dies first, so does this.
     if take_over(own).is_err() {
         return Err(ExitCode::from(SENSELESS));
     }
     // SAFETY: the descriptor was just put there and belongs to nobody else.
     let mut socket = unsafe { UnixStream::from_raw_fd(SOCKET) };
+    if !ahead {
+        let up = network::loopback().step("loopback", "lo");
+        tell(&mut socket, up)?;
+    }
     let mut word = [0];
     if io::Read::read_exact(&mut socket, &mut word).is_err() {
         return Err(ExitCode::FAILURE);

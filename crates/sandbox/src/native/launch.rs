@@ -7,8 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use palisade_cell::{Ready, decode, encode, read_frame};
+use palisade_cell::{Ready, check_length, decode, encode, read_frame};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::AsyncReadExt;
 
 use super::cgroup::Cgroups;
 use super::identity::Identity;
@@ -42,12 +43,12 @@ pub(super) struct Waiting {
 /// A sandbox that is up.
 pub(super) struct Live {
     pub(super) process: Process,
-    pub(super) stream: UnixStream,
+    pub(super) stream: tokio::net::UnixStream,
     pub(super) notes: Vec<String>,
     pub(super) landlock_abi: i32,
 }
 
-/// Makes a sandbox that waits. Blocks, as all here does.
+/// Makes a sandbox that waits. Blocks.
 pub(super) fn make(base: &Base) -> Result<Waiting, Error> {
     // Looked at before they are used: a change in between is seen.
     let sources = base.sources();
@@ -65,14 +66,18 @@ impl Waiting {
         self.process.is_alive() && self.nursery.is_current() && self.sources == base.sources()
     }
 
-    /// Hands it to its session.
-    pub(super) fn claim(mut self, spec: &Spec) -> Result<Live, Error> {
+    /// Hands it to its session, for which all is prepared.
+    pub(super) async fn claim(mut self, spec: &Spec) -> Result<Live, Error> {
         hand_over(&self.process, &mut self.stream, spec)?;
-        up(self.process, self.stream, self.notes)
+        self.stream.set_nonblocking(true).map_err(Error::Socket)?;
+        let mut stream = tokio::net::UnixStream::from_std(self.stream).map_err(Error::Socket)?;
+        let answered = tokio::time::timeout(START, next_frame(&mut stream)).await;
+        let frame = answered.map_err(|_| Error::Timeout(START.as_secs()))?.map_err(wrong)?;
+        up(self.process, stream, self.notes, decode(&frame).map_err(Error::Protocol)?.0)
     }
 }
 
-/// Makes a sandbox for a session.
+/// Makes a sandbox for a session, for which all is prepared. Blocks.
 pub(super) fn make_for(base: &Base, spec: &Spec) -> Result<Live, Error> {
     let (process, mut stream, _) = start(base)?;
     // Both frames are on their way before the first is answered.
@@ -81,28 +86,38 @@ pub(super) fn make_for(base: &Base, spec: &Spec) -> Result<Live, Error> {
         Ready::Built { notes } => notes,
         other => return Err(failed(other)),
     };
-    up(process, stream, notes)
+    let answer = answer(&mut stream)?;
+    stream.set_nonblocking(true).map_err(Error::Socket)?;
+    up(process, tokio::net::UnixStream::from_std(stream).map_err(Error::Socket)?, notes, answer)
 }
 
-fn up(process: Process, mut stream: UnixStream, notes: Vec<String>) -> Result<Live, Error> {
-    match answer(&mut stream)? {
-        Ready::Up { landlock_abi } => {
-            stream.set_nonblocking(true).map_err(Error::Socket)?;
-            Ok(Live { process, stream, notes, landlock_abi })
-        }
+fn up(process: Process, stream: tokio::net::UnixStream, notes: Vec<String>, answer: Ready) -> Result<Live, Error> {
+    match answer {
+        Ready::Up { landlock_abi } => Ok(Live { process, stream, notes, landlock_abi }),
         other => Err(failed(other)),
     }
 }
 
-/// The cell's next word.
+/// The cell's next word. Blocks, though not for ever.
 pub(super) fn answer(stream: &mut UnixStream) -> Result<Ready, Error> {
-    let wrong = |why: io::Error| match why.kind() {
+    let frame = read_frame(stream).map_err(wrong)?.ok_or(Error::Ended)?;
+    Ok(decode(&frame).map_err(Error::Protocol)?.0)
+}
+
+async fn next_frame(stream: &mut tokio::net::UnixStream) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await?;
+    let mut frame = vec![0; check_length(length)?];
+    stream.read_exact(&mut frame).await?;
+    Ok(frame)
+}
+
+fn wrong(why: io::Error) -> Error {
+    match why.kind() {
         io::ErrorKind::WouldBlock => Error::Timeout(START.as_secs()),
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => Error::Ended,
         _ => Error::Protocol(why),
-    };
-    let frame = read_frame(stream).map_err(wrong)?.ok_or(Error::Ended)?;
-    Ok(decode(&frame).map_err(Error::Protocol)?.0)
+    }
 }
 
 /// What an answer means that is not the one that was waited for.
@@ -117,16 +132,10 @@ pub(super) fn failed(answer: Ready) -> Error {
 
 fn start(base: &Base) -> Result<(Process, UnixStream, Arc<Nursery>), Error> {
     let identity = Identity::take()?;
-    let nursery = nursery::of(base)?;
-    let (mut stream, theirs) = UnixStream::pair().map_err(Error::Socket)?;
-    stream.set_read_timeout(Some(START)).map_err(Error::Socket)?;
     let mut cgroups = Cgroups::birthplace()?;
     let born = cgroups.is_born();
-    let mut filled = Ok(());
-    let made = cgroups
-        .descriptor()
-        .and_then(|group| nursery.birth(theirs.into(), group, identity.own(), || filled = cgroups.fill(&base.limits)));
-    let (pid, pidfd) = match made {
+    let mut filled = None;
+    let Born { pid, pidfd, mut stream, nursery } = match birth(base, &identity, &mut cgroups, &mut filled) {
         Ok(made) => made,
         Err(why) => {
             cgroups.remove();
@@ -135,7 +144,7 @@ fn start(base: &Base) -> Result<(Process, UnixStream, Arc<Nursery>), Error> {
     };
     // From here on a failure drops the process, which ends it.
     let process = Process { pidfd, pid, cgroups: Some(cgroups), identity, reaped: false };
-    filled?;
+    filled.unwrap_or(Ok(()))?;
     map_user(pid, &process.identity)?;
     stream.write_all(&[1]).map_err(Error::Socket)?;
     let mut sources = Sources::new(None);
@@ -152,6 +161,39 @@ fn start(base: &Base) -> Result<(Process, UnixStream, Arc<Nursery>), Error> {
     Ok((process, stream, nursery))
 }
 
+struct Born {
+    pid: i32,
+    pidfd: OwnedFd,
+    stream: UnixStream,
+    nursery: Arc<Nursery>,
+}
+
+/// Has the process made, and its control groups meanwhile.
+fn birth(
+    base: &Base,
+    identity: &Identity,
+    cgroups: &mut Cgroups,
+    filled: &mut Option<Result<(), Error>>,
+) -> Result<Born, Error> {
+    let group = cgroups.descriptor()?;
+    let mut dead = None;
+    loop {
+        let nursery = nursery::of(base, dead.as_ref())?;
+        // One for each try: a cell whose nursery ended before it could say so hears that nobody is there.
+        let (stream, theirs) = UnixStream::pair().map_err(Error::Socket)?;
+        stream.set_read_timeout(Some(START)).map_err(Error::Socket)?;
+        let made = nursery.birth(&theirs, group.as_ref(), identity.own(), || {
+            filled.get_or_insert_with(|| cgroups.fill(&base.limits));
+        });
+        match made {
+            Ok((pid, pidfd)) => return Ok(Born { pid, pidfd, stream, nursery }),
+            // It may have ended since it was looked at; the next one is new, so that only one can.
+            Err(Error::Ended | Error::Socket(_)) if dead.is_none() => dead = Some(nursery),
+            Err(why) => return Err(why),
+        }
+    }
+}
+
 fn hand_over(process: &Process, stream: &mut UnixStream, spec: &Spec) -> Result<(), Error> {
     let mut sources = process.sources()?;
     let session = Session::plan(spec, &mut sources)?;
@@ -159,7 +201,7 @@ fn hand_over(process: &Process, stream: &mut UnixStream, spec: &Spec) -> Result<
     send(stream, &frame, &sources.descriptors).map_err(Error::Socket)
 }
 
-fn map_user(pid: i32, identity: &Identity) -> Result<(), Error> {
+pub(super) fn map_user(pid: i32, identity: &Identity) -> Result<(), Error> {
     let write = |name: &str, content: &str| fs::write(format!("/proc/{pid}/{name}"), content).map_err(Error::UserMap);
     if !identity.own() {
         // Required of those who map their own group.

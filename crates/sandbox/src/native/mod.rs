@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use palisade_cell::{Claim, Root, Setup, VERSION};
-use tokio::net::UnixStream;
 
 use crate::{
     Capabilities, Driver, Error, Facility, Limits, PoolOptions, Report, Rootfs, Sandbox, Spec, Status, Workspace,
@@ -97,7 +96,7 @@ impl Driver for Native {
         let spec = Arc::new(spec);
         let Taken { live, pooled } = self.stock.get(spec.clone()).await?;
         let (process, limits) = (live.process, &spec.limits);
-        let (reader, writer) = UnixStream::from_std(live.stream).map_err(Error::Socket)?.into_split();
+        let (reader, writer) = live.stream.into_split();
         let mut report = Report { notes: live.notes, startup: began.elapsed(), pooled, ..Report::default() };
         let mut say = |facility, status| {
             report.facilities.insert(facility, status);

@@ -16,6 +16,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use palisade_cell::{BIRTH, BIRTH_IN_GROUP, BIRTH_WITH_GROUPS, Nursery as Frame, Ready, Root, VERSION, encode};
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -30,8 +31,8 @@ use crate::{Error, Rootfs};
 pub(super) struct Nursery {
     /// Whether its cells have their root already.
     pub(super) has_root: bool,
-    /// One birth at a time.
-    line: Mutex<UnixStream>,
+    /// One birth at a time. Gone once an answer was missed: the next one could be another's.
+    line: Mutex<Option<UnixStream>>,
     process: Mutex<std::process::Child>,
     /// What its root was made of, by the directories that tell of a change.
     seen: Vec<Seen>,
@@ -43,11 +44,12 @@ pub(super) type Seen = (PathBuf, Option<[u64; 4]>);
 /// Those that there are, by whether they have a root.
 static KNOWN: Mutex<BTreeMap<bool, Arc<Nursery>>> = Mutex::new(BTreeMap::new());
 
-/// The nursery for sandboxes of this kind.
-pub(super) fn of(base: &Base) -> Result<Arc<Nursery>, Error> {
+/// The nursery for sandboxes of this kind; another one than `dead`, which turned out to have ended.
+pub(super) fn of(base: &Base, dead: Option<&Arc<Nursery>>) -> Result<Arc<Nursery>, Error> {
     let has_root = identity::is_root() && base.rootfs == Rootfs::Host && base.gpus.is_empty();
     let mut known = lock(&KNOWN);
     if let Some(nursery) = known.get(&has_root)
+        && dead.is_none_or(|dead| !Arc::ptr_eq(dead, nursery))
         && nursery.is_fresh()
     {
         return Ok(nursery.clone());
@@ -105,17 +107,18 @@ impl Nursery {
         let job: Job = Box::new(move || _ = answer.send(command.spawn()));
         parent().send(job).map_err(|_| Error::Ended)?;
         let process = made.recv().map_err(|_| Error::Ended)?.map_err(Error::Program)?;
-        let nursery = Nursery { has_root, line: Mutex::new(ours), process: Mutex::new(process), seen };
+        let nursery = Nursery { has_root, line: Mutex::new(Some(ours)), process: Mutex::new(process), seen };
         nursery.come_up(root)?;
         Ok(nursery)
     }
 
     fn come_up(&self, root: Option<Root>) -> Result<(), Error> {
         let mut line = lock(&self.line);
+        let line = line.as_mut().ok_or(Error::Ended)?;
         line.set_read_timeout(Some(START)).map_err(Error::Socket)?;
         let frame = encode(&Frame { version: VERSION, root }, &[]).map_err(Error::Protocol)?;
         line.write_all(&frame).map_err(Error::Socket)?;
-        match launch::answer(&mut line)? {
+        match launch::answer(line)? {
             Ready::Built { .. } => Ok(()),
             other => Err(launch::failed(other)),
         }
@@ -124,33 +127,38 @@ impl Nursery {
     /// Makes a cell that will be heard through `socket`; `meanwhile` is done while the kernel makes it.
     pub(super) fn birth(
         &self,
-        socket: OwnedFd,
-        group: Option<fs::File>,
+        socket: &UnixStream,
+        group: Option<&fs::File>,
         groups: bool,
         meanwhile: impl FnOnce(),
     ) -> Result<(i32, OwnedFd), Error> {
         let mut word = BIRTH;
         let mut descriptors = vec![socket.as_fd()];
-        if let Some(group) = &group {
+        if let Some(group) = group {
             word |= BIRTH_IN_GROUP;
             descriptors.push(group.as_fd());
         }
         if groups {
             word |= BIRTH_WITH_GROUPS;
         }
-        let line = lock(&self.line);
-        send(&line, &[word], &descriptors).map_err(Error::Socket)?;
+        let mut held = lock(&self.line);
+        let line = held.as_ref().ok_or(Error::Ended)?;
+        let asked = send(line, &[word], &descriptors).map_err(Error::Socket);
         meanwhile();
-        self.answer(&line)
+        let made = asked.and_then(|_| Nursery::answer(line));
+        if let Err(Error::Socket(_) | Error::Ended) = made {
+            *held = None;
+        }
+        made
     }
 
-    fn answer(&self, line: &UnixStream) -> Result<(i32, OwnedFd), Error> {
+    fn answer(line: &UnixStream) -> Result<(i32, OwnedFd), Error> {
         let mut answer = [0; 4];
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let parts = &mut [io::IoSliceMut::new(&mut answer)];
-        let read =
-            recvmsg(line, parts, &mut control, RecvFlags::CMSG_CLOEXEC).map_err(|why| Error::Socket(why.into()))?;
+        let read = retry_on_intr(|| recvmsg(line, parts, &mut control, RecvFlags::CMSG_CLOEXEC))
+            .map_err(|why| Error::Socket(why.into()))?;
         if read.bytes != answer.len() {
             return Err(Error::Ended);
         }
@@ -166,7 +174,9 @@ impl Nursery {
 
     /// Whether it lives, and another would be the same.
     fn is_fresh(&self) -> bool {
-        matches!(lock(&self.process).try_wait(), Ok(None)) && self.is_current()
+        // One that is busy is not given up.
+        let given_up = self.line.try_lock().is_ok_and(|line| line.is_none());
+        !given_up && matches!(lock(&self.process).try_wait(), Ok(None)) && self.is_current()
     }
 
     /// Whether what its root was made of is still what is there.
@@ -216,5 +226,56 @@ pub(super) fn send(
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::other("too many mounts in one sandbox"));
     }
-    Ok(sendmsg(stream, &[io::IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+    Ok(retry_on_intr(|| sendmsg(stream, &[io::IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::Shutdown;
+
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+    use super::*;
+    use crate::native::identity::Identity;
+
+    fn frame(header: &str) -> Vec<u8> {
+        let length = u32::try_from(header.len()).unwrap();
+        [&(length + 4).to_le_bytes()[..], &length.to_le_bytes(), header.as_bytes()].concat()
+    }
+
+    #[test]
+    fn a_cell_that_is_told_nonsense_ends() {
+        let nursery = Nursery::start(false).unwrap();
+        let version = format!(r#"{{"version":{VERSION}}}"#);
+        for bytes in [
+            b"".to_vec(),
+            b"\x01".to_vec(),
+            vec![0; 64],
+            vec![0xff; 64],
+            vec![16, 0, 0, 0, 255, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
+            frame("{}"),
+            frame(&"[".repeat(100_000)),
+            frame(r#"{"version":1}"#),
+            frame(&version),
+            // Another kind of frame.
+            encode(&Frame { version: VERSION, root: None }, &[]).unwrap(),
+        ] {
+            let identity = Identity::take().unwrap();
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            let (pid, pidfd) = nursery.birth(&theirs, None, identity.own(), || {}).unwrap();
+            drop(theirs);
+            launch::map_user(pid, &identity).unwrap();
+            ours.write_all(&[1]).unwrap();
+            // It may have seen enough before it has been told all.
+            let _ = ours.write_all(&bytes);
+            let _ = ours.shutdown(Shutdown::Write);
+            let mut said = Vec::new();
+            let _ = ours.read_to_end(&mut said);
+            let ended = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();
+            assert_eq!((ended.exit_status(), said.as_slice()), (Some(2), &b""[..]), "{bytes:02x?}");
+        }
+        // It made them all, and goes on.
+        assert!(nursery.is_fresh());
+    }
 }

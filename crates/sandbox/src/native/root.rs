@@ -184,38 +184,63 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn plan(spec: &Spec, sources: &mut Sources<'_>) -> Result<Session, Error> {
         let mut session = Session::default();
-        match &spec.workspace {
-            Workspace::Directory(path) => session.place(path, "/workspace", true, sources)?,
-            Workspace::Layered { lower, upper } => {
-                for name in ["upper", "work"] {
-                    own_directory(&upper.join(name))
-                        .map_err(|cause| Error::Directory { path: upper.join(name), cause })?;
-                }
-                let lower = lower.iter().map(|layer| sources.add(layer, false)).collect::<Result<_, _>>()?;
-                let upper = sources.add(upper, true)?;
-                session.overlays.push(Overlay { lower, upper, target: "/workspace".to_owned() });
-            }
+        if let Workspace::Layered { lower, upper } = &spec.workspace {
+            let lower = lower.iter().map(|layer| sources.add(layer, false)).collect::<Result<_, _>>()?;
+            let upper = sources.add(upper, true)?;
+            session.overlays.push(Overlay { lower, upper, target: "/workspace".to_owned() });
         }
-        session.place(&spec.outputs, "/mnt/session/outputs", true, sources)?;
-        for mount in &spec.memory {
-            session.place(&mount.host, &format!("/mnt/memory/{}", mount.name), !mount.read_only, sources)?;
+        for (host, at, writable) in places(spec) {
+            let source = sources.add(host, writable)?;
+            session.binds.push(bind(source, &at, writable));
         }
         Ok(session)
     }
+}
 
-    fn place(&mut self, host: &Path, at: &str, writable: bool, sources: &mut Sources<'_>) -> Result<(), Error> {
-        let wrong = |cause| Error::Directory { path: host.to_owned(), cause };
-        if identity::is_root() {
+/// Directories of the host, where each is inside, and whether it may be written.
+fn places(spec: &Spec) -> impl Iterator<Item = (&Path, String, bool)> {
+    let workspace = match &spec.workspace {
+        Workspace::Directory(path) => Some((path.as_path(), "/workspace".to_owned(), true)),
+        Workspace::Layered { .. } => None,
+    };
+    let outputs = (spec.outputs.as_path(), "/mnt/session/outputs".to_owned(), true);
+    let memory =
+        spec.memory.iter().map(|mount| (&*mount.host, format!("/mnt/memory/{}", mount.name), !mount.read_only));
+    workspace.into_iter().chain([outputs]).chain(memory)
+}
+
+/// Directories that belong to root and are to be the sandbox's user's.
+fn gifts(spec: &Spec) -> Result<Vec<&Path>, Error> {
+    let mut gifts = Vec::new();
+    if identity::is_root() {
+        for (host, _, writable) in places(spec) {
+            let wrong = |cause| Error::Directory { path: host.to_owned(), cause };
+            let meta = fs::symlink_metadata(host).map_err(wrong)?;
             // What is only read, and may be read by everybody, needs no new owner: it may be anything.
-            let readable = fs::symlink_metadata(host).map_err(wrong)?.mode() & 0o005 == 0o005;
-            if writable || !readable {
-                give(host, INSIDE).map_err(|why| wrong(why.into()))?;
+            if meta.uid() == 0 && (writable || meta.mode() & 0o005 != 0o005) {
+                gifts.push(host);
             }
         }
-        let source = sources.add(host, writable)?;
-        self.binds.push(bind(source, at, writable));
-        Ok(())
     }
+    Ok(gifts)
+}
+
+/// Whether [`prepare`] has no more to do than can be done at once.
+pub(super) fn is_quick(spec: &Spec) -> bool {
+    gifts(spec).is_ok_and(|gifts| gifts.is_empty())
+}
+
+/// Makes and gives away what the session writes to. This may take as long as a walk through whole trees.
+pub(super) fn prepare(spec: &Spec) -> Result<(), Error> {
+    if let Workspace::Layered { upper, .. } = &spec.workspace {
+        for name in ["upper", "work"] {
+            own_directory(&upper.join(name)).map_err(|cause| Error::Directory { path: upper.join(name), cause })?;
+        }
+    }
+    for host in gifts(spec)? {
+        give(host, INSIDE).map_err(|why| Error::Directory { path: host.to_owned(), cause: why.into() })?;
+    }
+    Ok(())
 }
 
 const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n";

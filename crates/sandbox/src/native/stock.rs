@@ -8,12 +8,15 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
 use super::launch::{self, Live, Waiting};
-use super::{Base, Options};
+use super::{Base, Options, root};
 use crate::pool::Pool;
 use crate::{Error, Spec};
 
 /// Without anybody asking, the stock is looked over this often.
 const ROUND: Duration = Duration::from_secs(5);
+
+/// Whoever has just been given a sandbox has the machine for a moment before the next one is made.
+const BREATH: Duration = Duration::from_millis(10);
 
 /// What one driver has in stock, and how many it starts at a time.
 #[derive(Debug)]
@@ -52,16 +55,20 @@ impl Stock {
     /// A sandbox for this session: one that waits when there is one, else a new one in its turn.
     pub(super) async fn get(self: &Arc<Stock>, spec: Arc<Spec>) -> Result<Taken, Error> {
         let base = Base::of(&spec);
+        if root::is_quick(&spec) {
+            root::prepare(&spec)?;
+        } else {
+            let spec = spec.clone();
+            tokio::task::spawn_blocking(move || root::prepare(&spec)).await.map_err(|_| Error::Ended)??;
+        }
         if self.pooling {
             self.keep();
             let first = self.pool().take(&base, Instant::now());
             self.asked.notify_one();
-            if let Some(first) = first {
-                let (stock, base, spec) = (self.clone(), base.clone(), spec.clone());
-                let claimed = tokio::task::spawn_blocking(move || stock.claim(first, &base, &spec));
-                if let Some(live) = claimed.await.map_err(|_| Error::Ended)?? {
-                    return Ok(Taken { live, pooled: true });
-                }
+            if let Some(first) = first
+                && let Some(live) = self.claim(first, &base, &spec).await?
+            {
+                return Ok(Taken { live, pooled: true });
             }
         }
         let permit = self.starts.acquire().await.map_err(|_| Error::Ended)?;
@@ -72,15 +79,17 @@ impl Stock {
     }
 
     /// Tries those that wait, one after another, until one comes up.
-    fn claim(&self, first: Waiting, base: &Base, spec: &Spec) -> Result<Option<Live>, Error> {
+    async fn claim(&self, first: Waiting, base: &Base, spec: &Spec) -> Result<Option<Live>, Error> {
         let mut next = Some(first);
         while let Some(waiting) = next {
             if waiting.is_good(base) {
-                match waiting.claim(spec) {
+                match waiting.claim(spec).await {
                     // It died while it waited, or just now; what is wrong with the session is wrong with any sandbox.
                     Err(Error::Ended | Error::Socket(_) | Error::Protocol(_)) => {}
                     claimed => return claimed.map(Some),
                 }
+            } else {
+                drop(tokio::task::spawn_blocking(move || drop(waiting)));
             }
             next = self.pool().another(base);
         }
@@ -94,6 +103,14 @@ impl Stock {
         if keeper.as_ref().is_none_or(JoinHandle::is_finished) {
             *keeper = Some(tokio::spawn(keeper_of(Arc::downgrade(self))));
         }
+    }
+
+    /// Takes out those that are of no use any more, and those that are too many.
+    fn look_over(&self) -> Vec<Waiting> {
+        let mut pool = self.pool();
+        let mut out = pool.reject(|base, waiting| waiting.is_good(base));
+        out.append(&mut pool.surplus(Instant::now()));
+        out
     }
 
     /// How many wait.
@@ -145,31 +162,20 @@ async fn keeper_of(stock: Weak<Stock>) {
                         None
                     }
                 };
-                dispose(surplus.into_iter().collect()).await;
+                if let Some(surplus) = surplus {
+                    let _ = tokio::task::spawn_blocking(move || drop(surplus)).await;
+                }
             }
             None => {
-                let surplus = {
-                    let mut pool = owned.pool();
-                    let mut surplus = pool.reject(|base, waiting| waiting.is_good(base));
-                    surplus.append(&mut pool.surplus(Instant::now()));
-                    surplus
-                };
-                let none = surplus.is_empty();
-                dispose(surplus).await;
-                if none {
-                    // The stock is not held meanwhile: it ends with its driver.
-                    let asked = owned.asked.clone();
-                    drop(owned);
-                    let _ = tokio::time::timeout(ROUND, asked.notified()).await;
+                // The stock is not held meanwhile: it ends with its driver.
+                let asked = owned.asked.clone();
+                drop(owned);
+                if tokio::time::timeout(ROUND, asked.notified()).await.is_ok() {
+                    tokio::time::sleep(BREATH).await;
+                } else if let Some(stock) = stock.upgrade() {
+                    let _ = tokio::task::spawn_blocking(move || drop(stock.look_over())).await;
                 }
             }
         }
-    }
-}
-
-/// Ends sandboxes that nobody will use.
-async fn dispose(sandboxes: Vec<Waiting>) {
-    if !sandboxes.is_empty() {
-        let _ = tokio::task::spawn_blocking(move || drop(sandboxes)).await;
     }
 }

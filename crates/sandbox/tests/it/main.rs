@@ -10,6 +10,7 @@ mod hostile;
 mod layers;
 mod lifecycle;
 mod network;
+mod nursery;
 mod pool;
 mod protocol;
 mod rig;

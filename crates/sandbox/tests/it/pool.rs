@@ -3,11 +3,12 @@
 use std::fs;
 use std::time::Duration;
 
-use palisade_sandbox::{Driver, Error, Limits, Native, Options, PoolOptions, Sandbox, Spec, ToolCall};
+use palisade_sandbox::{Driver, Error, Limits, Native, Options, PoolOptions, Rootfs, Sandbox, Spec, ToolCall};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::nursery::children;
 use crate::rig::{self, again};
 
 fn spec(home: &TempDir) -> Spec {
@@ -30,19 +31,7 @@ async fn bash(sandbox: &Sandbox, command: &str) -> String {
 
 /// First processes of sandboxes that this process has made.
 fn cells() -> Vec<Pid> {
-    let mut cells = Vec::new();
-    for task in fs::read_dir("/proc/self/task").unwrap().flatten() {
-        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        for child in children.split_whitespace() {
-            let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
-            // It has a number in another namespace too.
-            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
-            if numbers.split_whitespace().count() > 1 {
-                cells.push(Pid::from_raw(child.parse().unwrap()).unwrap());
-            }
-        }
-    }
-    cells
+    children().0
 }
 
 #[tokio::test]
@@ -146,6 +135,32 @@ async fn a_burst_is_served_by_those_that_wait_and_those_that_are_made() {
     drop(sandboxes);
     driver.close().await;
     rig::until(|| cells().is_empty()).await;
+}
+
+#[tokio::test]
+async fn one_whose_root_was_replaced_is_not_handed_out() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not root, so nobody can look into the sandbox's root from outside");
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let root = home.path().join("root");
+    let driver = driver(2, 2);
+    for content in ["first", "second"] {
+        fs::create_dir(&root).unwrap();
+        fs::write(root.join("release"), content).unwrap();
+        for pooled in [false, true] {
+            let mut spec = spec(&home);
+            spec.rootfs = Rootfs::Directory(root.clone());
+            let sandbox = driver.create(spec).await.unwrap();
+            assert_eq!(sandbox.report().pooled, pooled);
+            let release = format!("/proc/{}/root/release", sandbox.pid().unwrap());
+            assert_eq!(fs::read_to_string(release).unwrap(), content);
+            sandbox.destroy().await.unwrap();
+            rig::until(|| driver.waiting() == 2).await;
+        }
+        fs::rename(&root, home.path().join(content)).unwrap();
+    }
 }
 
 /// What attacks the boundary itself.

@@ -11,7 +11,7 @@ mod keyring;
 mod landlock;
 mod limits;
 mod mounts;
-mod network;
+pub(crate) mod network;
 mod privileges;
 mod proc;
 
@@ -80,12 +80,12 @@ pub(crate) fn build(setup: &Setup, filter: &[u8], descriptors: Vec<OwnedFd>) -> 
     devices::terminals(at, &mut notes)?;
     proc::mount(at)?;
     let at = if setup.leave_early && !at.is_empty() { mounts::leave_host()? } else { at };
-    network::loopback().step("loopback", "lo")?;
     limits::lower(&setup.rlimits).step("resource limits", "setrlimit")?;
     limits::forget_dumps();
     keyring::renew().step("session keyring", "join")?;
     let landlock = if setup.landlock { landlock::Ruleset::new(at) } else { Ok(landlock::Ruleset::none()) };
     let landlock = landlock.step("landlock", "create_ruleset")?;
+    privileges::bound()?;
     privileges::forbid_new()?;
     filter::install(filter)?;
     Ok(Built { at, landlock, notes })

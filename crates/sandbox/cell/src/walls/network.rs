@@ -12,7 +12,7 @@ pub(super) fn hostname(name: &str) -> io::Result<()> {
 }
 
 /// The loopback device is the only one, and is up.
-pub(super) fn loopback() -> io::Result<()> {
+pub(crate) fn loopback() -> io::Result<()> {
     // SAFETY: no pointers.
     let socket = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }.into())?;
     let socket = RawFd::try_from(socket).unwrap_or(-1);

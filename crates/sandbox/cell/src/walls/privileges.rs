@@ -27,13 +27,8 @@ pub(super) fn own_cgroups() -> Result<(), Failed> {
     step(own.map(drop), "control group namespace", "unshare")
 }
 
-/// No capability in any of the five sets, none to be had again, and no new privileges.
-pub(super) fn drop_all() -> Result<(), Failed> {
-    step(
-        prctl(libc::PR_CAP_AMBIENT, [libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0, 0, 0]),
-        "ambient capabilities",
-        "clear",
-    )?;
+/// No program that is executed can be given a capability. Those that this process has stay.
+pub(super) fn bound() -> Result<(), Failed> {
     for capability in 0..64 {
         match prctl(libc::PR_CAPBSET_DROP, [capability, 0, 0, 0]) {
             Ok(()) => {}
@@ -42,6 +37,16 @@ pub(super) fn drop_all() -> Result<(), Failed> {
             Err(why) => return step(Err(why), "capability bounding set", &capability.to_string()),
         }
     }
+    Ok(())
+}
+
+/// No capability in any of the other sets, none to be had again, and no new privileges.
+pub(super) fn drop_all() -> Result<(), Failed> {
+    step(
+        prctl(libc::PR_CAP_AMBIENT, [libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0, 0, 0]),
+        "ambient capabilities",
+        "clear",
+    )?;
     // NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each with its lock (linux/securebits.h).
     let bits = 0b0000_0001 | 0b0000_0010 | 0b0000_0100 | 0b0000_1000 | 0b0010_0000 | 0b0100_0000 | 0b1000_0000;
     step(prctl(libc::PR_SET_SECUREBITS, [bits, 0, 0, 0]), "securebits", "lock")?;
