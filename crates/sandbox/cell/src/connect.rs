@@ -44,14 +44,9 @@ fn connect(port: u16) -> io::Result<OwnedFd> {
         sin_addr: libc::in_addr { s_addr: u32::from(Ipv4Addr::LOCALHOST).to_be() },
         sin_zero: [0; 8],
     };
+    let length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
     // SAFETY: the address lives through the call, and the length is its own.
-    let done = check(
-        unsafe {
-            let length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-            libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length)
-        }
-        .into(),
-    );
+    let done = check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) }.into());
     match done {
         Err(why) if why.raw_os_error() != Some(libc::EINPROGRESS) => Err(why),
         _ => Ok(socket),
@@ -62,19 +57,9 @@ fn connect(port: u16) -> io::Result<OwnedFd> {
 fn outcome(socket: &OwnedFd) -> io::Result<()> {
     let mut error: libc::c_int = 0;
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    let (at, size) = ((&raw mut error).cast(), &raw mut length);
     // SAFETY: both live through the call, and the length is the number's own.
-    check(
-        unsafe {
-            libc::getsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_ERROR,
-                (&raw mut error).cast(),
-                &raw mut length,
-            )
-        }
-        .into(),
-    )?;
+    check(unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ERROR, at, size) }.into())?;
     if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
