@@ -1,5 +1,6 @@
 //! Commands that change where a live session stands: checkpoints of it, going back, forks, pauses.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -8,7 +9,7 @@ use palisade_worker::perimeter::{CheckpointBody, RestoreBody};
 use serde_json::{Value, json};
 
 use crate::cli::Connection;
-use crate::commands::sandboxes::{WorkerAt, failed};
+use crate::commands::sandboxes::{WorkerAt, failed, worker_at};
 use crate::commands::text;
 use crate::output::{Outcome, Output};
 
@@ -50,8 +51,9 @@ pub(crate) struct ForkArgs {
     /// The first message of each, which starts it.
     #[arg(long)]
     prompt: Option<String>,
-    #[command(flatten)]
-    worker: WorkerAt,
+    /// The worker's state directory; otherwise that of `palisade up`.
+    #[arg(long, value_name = "DIR", env = "PALISADE_WORKER_DIR", help_heading = "Connection")]
+    worker_dir: Option<PathBuf>,
     #[command(flatten)]
     connection: Connection,
 }
@@ -99,11 +101,12 @@ pub(crate) async fn restore(args: &RestoreArgs, out: Output) -> Outcome {
 }
 
 pub(crate) async fn fork(args: &ForkArgs, out: Output) -> Outcome {
-    let what = "the session cannot be forked";
+    let (step, what) = ("fork the session", "the session cannot be forked");
     let api = args.connection.client()?;
     let path = format!("/v1/sessions/{}", args.session);
-    let origin = api.get(what, &path).await?;
-    let taken = args.worker.client()?.checkpoint(&args.session, &CheckpointBody::default()).await;
+    let origin = api.get(step, &path).await?;
+    let worker = worker_at(args.worker_dir.as_deref(), &args.connection.state)?;
+    let taken = worker.checkpoint(&args.session, &CheckpointBody::default()).await;
     let taken = taken.map_err(|why| failed(what, &why))?;
     for _ in 0..args.count {
         let mut body = json!({
@@ -114,7 +117,7 @@ pub(crate) async fn fork(args: &ForkArgs, out: Output) -> Outcome {
         if let Some(prompt) = &args.prompt {
             body["initial_events"] = json!([super::sessions::message(prompt)]);
         }
-        let session = api.post(what, "/v1/sessions", &body).await?;
+        let session = api.post(step, "/v1/sessions", &body).await?;
         out.either(&session, text(&session, "id"));
     }
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,6 @@
 //! How commands find a worker and speak of its sandboxes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use palisade_worker::perimeter::{Client, ClientError};
@@ -21,12 +21,17 @@ pub(crate) struct WorkerAt {
 impl WorkerAt {
     /// A client of the worker that is meant.
     pub(crate) fn client(&self) -> Outcome<Client> {
-        let directory = match &self.worker_dir {
-            Some(directory) => directory.clone(),
-            None => self.state.path()?.join("worker"),
-        };
-        Ok(Client::new(directory))
+        worker_at(self.worker_dir.as_deref(), &self.state)
     }
+}
+
+/// A client of the worker with this state directory, or of that of `palisade up`.
+pub(crate) fn worker_at(worker_dir: Option<&Path>, state: &StateDir) -> Outcome<Client> {
+    let directory = match worker_dir {
+        Some(directory) => directory.to_owned(),
+        None => state.path()?.join("worker"),
+    };
+    Ok(Client::new(directory))
 }
 
 /// Why the worker did not do it, and what to do about that.

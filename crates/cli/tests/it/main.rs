@@ -10,6 +10,7 @@ mod help;
 mod images;
 mod keys;
 mod lifecycle;
+mod live;
 mod rig;
 mod sandbox;
 mod sandboxes;

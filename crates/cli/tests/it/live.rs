@@ -1,0 +1,97 @@
+//! Checkpoints, going back, forks and pauses of live sessions, through the binary as an operator has it.
+
+use crate::rig::Rig;
+
+/// Waits until a session has nothing to do; its worker keeps it for a while.
+fn turn_ends(rig: &Rig, session: &str) {
+    let ended = |event: &serde_json::Value| event["type"] == "session.status_idle";
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !rig.objects(&["sessions", "events", session]).iter().any(ended) {
+        assert!(std::time::Instant::now() < until, "the turn of {session} does not end");
+    }
+}
+
+#[test]
+fn a_session_is_checkpointed_brought_back_forked_and_paused() {
+    let rig = Rig::new();
+    let up = rig.start(&["up"]);
+    std::fs::write(
+        rig.path("agent.yaml"),
+        "name: a\nmodel: scripted\ntools:\n- type: agent_toolset_20260401\n  default_config: {permission_policy: {type: always_allow}}\n",
+    )
+    .unwrap();
+    let agent = rig.object(&["agents", "create", "--file", "agent.yaml"])["id"].as_str().unwrap().to_owned();
+    let environment = rig.object(&["environments", "list"])["id"].as_str().unwrap().to_owned();
+    let made = ["sessions", "create", "--agent", &agent, "--environment", &environment, "--prompt", "work"];
+    let session = rig.object(&made)["id"].as_str().unwrap().to_owned();
+    turn_ends(&rig, &session);
+    let inside = |script: &str| rig.text(&["exec", &session, "--", "sh", "-c", script]);
+
+    inside("echo one > file; mkdir d; ln -s file link");
+    let checkpoint = rig.text(&["checkpoint", &session, "--label", "good"]).trim().to_owned();
+    let listed = rig.objects(&["checkpoints", "list"]);
+    assert!(listed.iter().any(|found| found["id"] == checkpoint.as_str() && found["label"] == "good"), "{listed:?}");
+    inside("echo two > file; rm -r d link; sleep 1000 >/dev/null 2>&1 &");
+    rig.text(&["restore", &session, &checkpoint]);
+    let started = rig.text(&[
+        "exec",
+        "--start",
+        &session,
+        "--",
+        "sh",
+        "-c",
+        "cat file; readlink link; ls; pgrep sleep || echo nobody",
+    ]);
+    assert_eq!(started, "one\nfile\nd\nfile\nlink\nnobody\n");
+
+    // Its state is where others begin.
+    let forks: Vec<String> =
+        rig.text(&["fork", &session, "--count", "2", "--prompt", "work"]).lines().map(str::to_owned).collect();
+    assert_eq!(forks.len(), 2);
+    for fork in &forks {
+        turn_ends(&rig, fork);
+        let seen = rig.text(&["exec", "--start", fork, "--", "sh", "-c", "cat file; echo mine > file"]);
+        assert_eq!(seen, "one\n");
+    }
+    assert_eq!(inside("cat file"), "one\n");
+
+    rig.text(&["pause", &session]);
+    rig.text(&["resume", &session]);
+    assert_eq!(inside("cat file"), "one\n");
+    rig.text(&["pause", "--to-disk", &session]);
+    let gone = rig.run(&["exec", &session, "--", "true"]);
+    assert!(!gone.status.success(), "it needs nothing but disk: {gone:?}");
+    rig.text(&["resume", &session]);
+    assert_eq!(rig.text(&["exec", "--start", &session, "--", "cat", "file"]), "one\n");
+
+    // Nothing that a session needs is pruned.
+    rig.text(&["checkpoints", "prune", "--keep-last", "0", "--labelled"]);
+    rig.text(&["restore", &session, &checkpoint]);
+    for args in [
+        &["restore", session.as_str(), "nonsense"][..],
+        &["restore", &session, &"0".repeat(64)],
+        &["checkpoint", "sesn_none"],
+        &["pause", "sesn_none"],
+        &["fork", "sesn_none"],
+    ] {
+        let output = rig.run(args);
+        assert!(String::from_utf8_lossy(&output.stderr).starts_with("error: "), "{output:?}");
+    }
+    let (_, _, log) = up.end();
+    assert!(log.contains("action=\"restore\"") && log.contains("action=\"pause\""), "{log}");
+}
+
+#[test]
+fn a_worker_says_what_it_cannot_do() {
+    let rig = Rig::new();
+    for (args, why) in [
+        (&["up", "--transactional"][..], "--checkpoint-before"),
+        (&["up", "--image", "example.org/tool:latest"], "image"),
+        (&["up", "--image", "sha256:00"], "image"),
+        (&["up", "--image", "x", "--rootfs", "/"], "cannot be used with"),
+    ] {
+        let output = rig.run(args);
+        assert!(!output.status.success(), "{args:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(why), "{output:?}");
+    }
+}
