@@ -9,13 +9,17 @@
 #![allow(unsafe_code, reason = "isolation is made of system calls; each block says why it is sound")]
 
 mod error;
+mod handshake;
 mod native;
+mod oci;
 mod probe;
 mod sandbox;
+mod scratch;
 mod spec;
 
 pub use error::Error;
 pub use native::{Native, Options};
+pub use oci::{Oci, OciOptions};
 pub use probe::{Probe, probe};
 pub use sandbox::{Exec, ExecRequest, ExitStatus, Output, Sandbox, ToolCall, ToolOutput};
 pub use spec::{Capabilities, Facility, Limits, MemoryMount, Report, Rootfs, Spec, Status, Usage, Workspace};

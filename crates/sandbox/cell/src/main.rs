@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "PID 1 of a sandbox talks to the kernel; each block says why it is sound")]
 
 mod exec;
+mod given;
 mod landlock;
 mod reaper;
 mod seal;
@@ -18,27 +19,33 @@ mod shell;
 mod sys;
 mod tools;
 
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use palisade_cell::{Ready, Setup, VERSION, check_length, decode, write_frame};
+use palisade_cell::{Place, Ready, Setup, VERSION, check_length, decode, write_frame};
 
 /// The descriptor that the worker hands over.
-pub(crate) const SOCKET: RawFd = 3;
+const SOCKET: RawFd = 3;
+/// The way back, where it is not the same.
+const BACK: RawFd = 4;
+/// The argument with which the worker speaks through standard input and output: a container runtime passes nothing else on.
+const STDIO: &str = "stdio";
 
 fn main() -> ExitCode {
     // SAFETY: no pointers. One arena: many short threads must not each keep a heap.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-    if prepare().is_err() {
-        return ExitCode::from(2);
-    }
-    // SAFETY: the worker hands this descriptor over; if it did not, `prepare` has failed.
-    let mut socket = unsafe { UnixStream::from_raw_fd(SOCKET) };
-    let Ok((setup, descriptors)) = receive_setup(&mut socket) else { return ExitCode::from(2) };
-    let answer = match setup::build(&setup, descriptors) {
-        Ok(built) => Ready::Up { landlock_abi: built.landlock_abi, notes: built.notes },
+    let stdio = std::env::args_os().nth(1).is_some_and(|argument| argument == STDIO);
+    let Ok((mut from, mut to)) = prepare(stdio) else { return ExitCode::from(2) };
+    let Ok((setup, descriptors)) = receive_setup(&mut from, !stdio) else { return ExitCode::from(2) };
+    let built = match setup.place {
+        Place::Own => setup::build(&setup, descriptors),
+        Place::Given => given::enter(&setup),
+        Place::Bare => given::settle(&setup),
+    };
+    let answer = match built {
+        Ok(built) => Ready::Up { landlock_abi: built.landlock_abi, seccomp: built.seccomp, notes: built.notes },
         Err(failed) => {
             let answer = Ready::Failed {
                 step: failed.step.to_owned(),
@@ -46,25 +53,44 @@ fn main() -> ExitCode {
                 detail: failed.detail,
             };
             // Nobody listens any more if this fails, and the end is the same.
-            let _ = write_frame(&mut socket, &answer, &[]);
+            let _ = write_frame(&mut to, &answer, &[]);
             return ExitCode::from(1);
         }
     };
-    if write_frame(&mut socket, &answer, &[]).is_err() {
+    if write_frame(&mut to, &answer, &[]).is_err() {
         return ExitCode::from(1);
     }
-    serve::serve(socket, setup);
+    let bare = setup.place == Place::Bare;
+    serve::serve(from, to, setup);
+    if bare {
+        // Without a process namespace nothing else ends what was started.
+        reaper::kill_all();
+    }
     ExitCode::SUCCESS
 }
 
 /// Takes what the worker's way of starting this process has left: its own descriptors must not reach commands, and signals
-/// that the worker ignores must not be ignored by them.
-fn prepare() -> std::io::Result<()> {
-    // SAFETY: no pointers.
-    sys::check(unsafe { libc::fcntl(SOCKET, libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
-    // Whatever the worker forgot to close on execution. All that is opened from here on closes itself.
-    // SAFETY: no pointers; nothing above the socket is in use yet.
-    sys::check(unsafe { libc::syscall(libc::SYS_close_range, SOCKET + 1, u32::MAX, 0) })?;
+/// that the worker ignores must not be ignored by them. Returns where the worker is heard, and where it hears.
+fn prepare(stdio: bool) -> std::io::Result<(File, File)> {
+    if stdio {
+        close_from(SOCKET)?;
+        for (standard, own) in [(0, SOCKET), (1, BACK)] {
+            // SAFETY: no pointers; whatever had this number was closed.
+            sys::check(unsafe { libc::dup3(standard, own, libc::O_CLOEXEC) }.into())?;
+        }
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        for standard in 0..3 {
+            // SAFETY: no pointers; the standard descriptors are nobody's.
+            sys::check(unsafe { libc::dup2(null.as_raw_fd(), standard) }.into())?;
+        }
+    } else {
+        // Whatever the worker forgot to close on execution. All that is opened from here on closes itself.
+        close_from(BACK)?;
+        // SAFETY: no pointers; the socket is nobody's yet.
+        sys::check(unsafe { libc::fcntl(SOCKET, libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
+        // SAFETY: as above.
+        sys::check(unsafe { libc::dup3(SOCKET, BACK, libc::O_CLOEXEC) }.into())?;
+    }
     shell::reserve()?;
     for signal in 1..=libc::SIGRTMAX() {
         if signal != libc::SIGPIPE {
@@ -72,23 +98,43 @@ fn prepare() -> std::io::Result<()> {
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
     }
-    Ok(())
+    // SAFETY: both were made above and belong to nobody else.
+    Ok(unsafe { (File::from_raw_fd(SOCKET), File::from_raw_fd(BACK)) })
 }
 
-/// Reads the first frame, and the descriptors that came with it.
-fn receive_setup(socket: &mut UnixStream) -> std::io::Result<(Setup, Vec<OwnedFd>)> {
+fn close_from(first: RawFd) -> std::io::Result<()> {
+    // SAFETY: no pointers; nothing above the socket is in use yet.
+    match sys::check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }) {
+        // Kernels before 5.9 and some that imitate Linux: no more is ever open at this point.
+        Err(why) if why.raw_os_error() == Some(libc::ENOSYS) => {
+            for fd in first..1024 {
+                // SAFETY: as above.
+                unsafe { libc::close(fd) };
+            }
+            Ok(())
+        }
+        done => done.map(drop),
+    }
+}
+
+/// Reads the first frame, and the descriptors that come with it through a socket.
+fn receive_setup(from: &mut File, socket: bool) -> std::io::Result<(Setup, Vec<OwnedFd>)> {
     let mut descriptors = Vec::new();
     let mut length = [0; 4];
-    let mut have = 0;
-    while have < length.len() {
-        let read = sys::receive(socket.as_raw_fd(), &mut length[have..], &mut descriptors)?;
-        if read == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
+    if socket {
+        let mut have = 0;
+        while have < length.len() {
+            let read = sys::receive(from.as_raw_fd(), &mut length[have..], &mut descriptors)?;
+            if read == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            have += read;
         }
-        have += read;
+    } else {
+        from.read_exact(&mut length)?;
     }
     let mut frame = vec![0; check_length(length)?];
-    socket.read_exact(&mut frame)?;
+    from.read_exact(&mut frame)?;
     let (setup, _): (Setup, _) = decode(&frame)?;
     if setup.version != VERSION {
         return Err(std::io::ErrorKind::InvalidData.into());

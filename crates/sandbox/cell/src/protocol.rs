@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Raised with every change of a frame; both ends are built together, so they must be equal.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The longest frame: a document of 20 MiB in base64, and room.
 pub const MAX_FRAME: usize = 32 << 20;
 
@@ -32,6 +32,10 @@ pub fn charge(bytes: usize) -> u64 {
 pub struct Setup {
     /// [`VERSION`].
     pub version: u32,
+    /// Whose walls the sandbox has.
+    pub place: Place,
+    /// The working directory of commands and tools.
+    pub workdir: String,
     /// What is mounted where, in order. Sources are read-only unless they say otherwise.
     pub binds: Vec<Bind>,
     /// Symbolic links in the root: name and target.
@@ -52,6 +56,19 @@ pub struct Setup {
     pub roots: Vec<(String, bool)>,
     /// Whether to apply Landlock.
     pub landlock: bool,
+}
+
+/// Whose walls the sandbox has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// The cell builds them: mounts, links, files and the host name of the setup are its work.
+    Own,
+    /// A container runtime has built them. The cell checks that it was left no privilege, and adds the filters that it
+    /// can.
+    Given,
+    /// There are none: the cell is a plain process among others.
+    Bare,
 }
 
 /// A mount.
@@ -89,6 +106,8 @@ pub enum Ready {
     Up {
         /// The Landlock ABI in force; zero when there is none.
         landlock_abi: i32,
+        /// Whether the system-call filters are in force.
+        seccomp: bool,
         /// What could not be done and was not required.
         notes: Vec<String>,
     },

@@ -4,11 +4,15 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::sys::{self, check};
+use crate::sys::{self, Event, check};
+
+/// Whether other processes than this one's descendants can be seen: then this is not PID 1, and they are not its own to end.
+pub(crate) static AMONG_OTHERS: AtomicBool = AtomicBool::new(false);
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +37,16 @@ impl Started {
     }
 }
 
+/// Somebody who waits for a process.
+struct Waiter {
+    sender: SyncSender<Ended>,
+    /// Raised at its end, where the kernel has no descriptors of processes.
+    event: Option<Event>,
+}
+
 #[derive(Default)]
 struct Watched {
-    waiting: HashMap<i32, SyncSender<Ended>>,
+    waiting: HashMap<i32, Waiter>,
     /// Whether this process may have children, known ones or orphans.
     children: bool,
 }
@@ -87,18 +98,22 @@ fn reap(reaper: &Reaper) {
             }
             continue;
         }
+        // Before its number can be another's, as a descriptor of the process would be.
+        if let Some(event) = watched.waiting.get(&pid).and_then(|waiter| waiter.event.as_ref()) {
+            event.raise();
+        }
         let mut status = 0;
         // SAFETY: the status lives through the call.
         if unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } != pid {
             continue;
         }
-        if let Some(sender) = watched.waiting.remove(&pid) {
+        if let Some(waiter) = watched.waiting.remove(&pid) {
             let ended = Ended {
                 code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
                 signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
             };
             // Whoever asked may have given up.
-            let _ = sender.try_send(ended);
+            let _ = waiter.sender.try_send(ended);
         }
     }
 }
@@ -110,15 +125,29 @@ pub(crate) fn spawn(command: &mut Command) -> io::Result<Started> {
     let mut watched = reaper.lock();
     let child = command.spawn()?;
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-    watched.waiting.insert(pid, sender);
     watched.children = true;
     reaper.started.notify_one();
-    // SAFETY: no pointers; the process cannot have been collected yet, so its number is still its own.
-    let pidfd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) });
-    let pidfd = pidfd.inspect_err(|_| sys::kill(pid, libc::SIGKILL))?;
-    // SAFETY: the descriptor was just made and belongs to nobody else.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(RawFd::try_from(pidfd).unwrap_or(-1)) };
+    // The process cannot have been collected yet, so its number is still its own.
+    let (pidfd, event) = end_of(pid).inspect_err(|_| sys::kill(pid, libc::SIGKILL))?;
+    watched.waiting.insert(pid, Waiter { sender, event });
     Ok(Started { child, pid, pidfd, end })
+}
+
+/// What becomes readable when a process ends, and what the reaper has to raise for that.
+fn end_of(pid: i32) -> io::Result<(OwnedFd, Option<Event>)> {
+    // SAFETY: no pointers.
+    match check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }) {
+        Ok(pidfd) => {
+            // SAFETY: the descriptor was just made and belongs to nobody else.
+            Ok((unsafe { OwnedFd::from_raw_fd(RawFd::try_from(pidfd).unwrap_or(-1)) }, None))
+        }
+        // What imitates Linux may not have them.
+        Err(why) if why.raw_os_error() == Some(libc::ENOSYS) => {
+            let event = Event::new()?;
+            Ok((event.share()?, Some(event)))
+        }
+        Err(why) => Err(why),
+    }
 }
 
 /// All processes that descend from `root`, and `root`, children last.
@@ -172,10 +201,30 @@ pub(crate) fn kill_tree(root: i32) {
 /// Kills every process but this one, all at the same instant, so that nothing that forks can get away; and waits until they
 /// have been collected, as they count as processes until then.
 pub(crate) fn kill_all() {
+    if AMONG_OTHERS.load(Ordering::Relaxed) {
+        return kill_descendants();
+    }
     sys::kill(-1, libc::SIGKILL);
     let Ok(reaper) = reaper() else { return };
     let watched = reaper.lock();
     // What does not even die is left to whoever starts the next process to find out.
     let gone = reaper.none.wait_timeout_while(watched, Duration::from_secs(2), |watched| watched.children);
     drop(gone.unwrap_or_else(PoisonError::into_inner));
+}
+
+/// The same, one by one: orphans have come to this process, so all of its own are found below it.
+fn kill_descendants() {
+    const ROUNDS: usize = 100;
+    // SAFETY: no pointers.
+    let own = unsafe { libc::getpid() };
+    for _ in 0..ROUNDS {
+        let others: Vec<i32> = descendants(own).into_iter().filter(|pid| *pid != own).collect();
+        if others.is_empty() {
+            return;
+        }
+        for pid in others {
+            sys::kill(pid, libc::SIGKILL);
+        }
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
 }

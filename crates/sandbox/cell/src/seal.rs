@@ -15,8 +15,9 @@ struct CapHeader {
     pid: i32,
 }
 
-/// No capability in any of the five sets, none to be had again, and no new privileges.
-pub(crate) fn drop_privileges() -> Result<(), Failed> {
+/// No capability in any of the five sets, none to be had again, and no new privileges. With `tied`, the end of whoever
+/// started this process ends it too.
+pub(crate) fn drop_privileges(tied: bool) -> Result<(), Failed> {
     step(
         prctl(libc::PR_CAP_AMBIENT, [libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0, 0, 0]),
         "ambient capabilities",
@@ -40,7 +41,9 @@ pub(crate) fn drop_privileges() -> Result<(), Failed> {
     step(check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) }), "capabilities", "clear")?;
     step(prctl(libc::PR_SET_NO_NEW_PRIVS, [1, 0, 0, 0]), "no_new_privs", "set")?;
     // The change of credentials has cleared it.
-    step(prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as libc::c_ulong, 0, 0, 0]), "parent death signal", "set")?;
+    if tied {
+        step(prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as libc::c_ulong, 0, 0, 0]), "parent death signal", "set")?;
+    }
     // Commands run as the same user: without this they could trace this process and read its memory.
     step(prctl(libc::PR_SET_DUMPABLE, [0, 0, 0, 0]), "dumpable", "clear")
 }

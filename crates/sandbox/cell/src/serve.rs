@@ -1,7 +1,7 @@
-//! The cell's side of the socket.
+//! The cell's side of the conversation.
 
 use std::collections::{HashMap, VecDeque};
-use std::os::unix::net::UnixStream;
+use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,15 +21,15 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// The way back to the worker, and what is running.
 pub(crate) struct Link {
-    socket: Mutex<UnixStream>,
+    back: Mutex<File>,
     commands: Mutex<HashMap<u64, Arc<Running>>>,
 }
 
 impl Link {
     /// Sends a frame; without a worker there is nobody to hear it, and this process is about to end.
     pub(crate) fn send(&self, reply: &Reply, raw: &[u8]) {
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = write_frame(&mut *socket, reply, raw);
+        let mut back = self.back.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = write_frame(&mut *back, reply, raw);
     }
 
     fn answer(&self, id: u64, output: Output) {
@@ -54,15 +54,14 @@ impl Link {
     }
 }
 
-/// Serves until the socket closes. Nothing here waits for anything inside the sandbox.
-pub(crate) fn serve(mut socket: UnixStream, setup: Setup) {
-    let Ok(writer) = socket.try_clone() else { return };
-    let link = Arc::new(Link { socket: Mutex::new(writer), commands: Mutex::new(HashMap::new()) });
-    let Ok(shell) = Shell::new(setup.env.clone(), link.clone()) else { return };
+/// Serves until the worker is gone. Nothing here waits for anything inside the sandbox.
+pub(crate) fn serve(mut from: File, to: File, setup: Setup) {
+    let link = Arc::new(Link { back: Mutex::new(to), commands: Mutex::new(HashMap::new()) });
+    let Ok(shell) = Shell::new(setup.env.clone(), setup.workdir.clone(), link.clone()) else { return };
     let shell = Arc::new(shell);
-    let Some(pool) = Pool::start(Roots::new(&setup.roots), link.clone()) else { return };
+    let Some(pool) = Pool::start(Roots::new(&setup.workdir, &setup.roots), link.clone()) else { return };
     // A malformed frame means that the two ends no longer understand each other: the end, as with a closed socket.
-    while let Ok(Some(frame)) = read_frame(&mut socket) {
+    while let Ok(Some(frame)) = read_frame(&mut from) {
         let Ok((request, raw)) = decode::<Request>(&frame) else { return };
         match request {
             Request::Tool { id, name, input, timeout_ms } if name == "bash" => {
@@ -73,6 +72,7 @@ pub(crate) fn serve(mut socket: UnixStream, setup: Setup) {
             }
             Request::Tool { id, name, input, .. } => pool.submit(Job { id, name, input }),
             Request::Exec { id, argv, env, cwd, stdin, timeout_ms } => {
+                let cwd = if cwd.is_empty() { setup.workdir.clone() } else { cwd };
                 let wanted = Wanted { id, argv, env, cwd, stdin, timeout_ms };
                 // The command is known before it can end, so that its end removes it.
                 let mut commands = link.commands();

@@ -23,7 +23,7 @@ pub(crate) struct Failed {
     pub(crate) cause: io::Error,
 }
 
-trait Step<T> {
+pub(crate) trait Step<T> {
     fn step(self, step: &'static str, detail: impl Into<String>) -> Result<T, Failed>;
 }
 
@@ -37,6 +37,7 @@ impl<T> Step<T> for io::Result<T> {
 #[derive(Debug, Default)]
 pub(crate) struct Built {
     pub(crate) landlock_abi: i32,
+    pub(crate) seccomp: bool,
     pub(crate) notes: Vec<String>,
 }
 
@@ -68,12 +69,13 @@ pub(crate) fn build(setup: &Setup, descriptors: Vec<OwnedFd>) -> Result<Built, F
     hostname(&setup.hostname).step("host name", &setup.hostname)?;
     loopback().step("loopback", "lo")?;
     limits(&setup.rlimits).step("resource limits", "setrlimit")?;
-    chdir("/workspace").step("working directory", "/workspace")?;
-    seal::drop_privileges()?;
+    chdir(&setup.workdir).step("working directory", &setup.workdir)?;
+    seal::drop_privileges(true)?;
     if setup.landlock {
         built.landlock_abi = landlock::restrict(&setup.roots).step("landlock", "restrict_self")?;
     }
     seal::install_filters(&setup.seccomp)?;
+    built.seccomp = true;
     Ok(built)
 }
 
@@ -259,7 +261,7 @@ fn pivot() -> Result<(), Failed> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "there is no other thread yet")]
-fn chdir(to: &str) -> io::Result<()> {
+pub(crate) fn chdir(to: &str) -> io::Result<()> {
     std::env::set_current_dir(to)
 }
 
@@ -285,7 +287,7 @@ fn loopback() -> io::Result<()> {
     done.map(drop)
 }
 
-fn limits(limits: &[(u32, u64)]) -> io::Result<()> {
+pub(crate) fn limits(limits: &[(u32, u64)]) -> io::Result<()> {
     for &(resource, wanted) in limits {
         let mut now = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: the structure lives through the call.

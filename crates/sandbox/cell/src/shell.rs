@@ -30,6 +30,7 @@ const QUEUE: usize = 64;
 /// The shell of this sandbox: one command at a time, in the order in which they came.
 pub(crate) struct Shell {
     env: Vec<(String, String)>,
+    workdir: String,
     link: Arc<Link>,
     wake: Event,
     queue: Mutex<Queue>,
@@ -85,8 +86,8 @@ enum Ended {
 }
 
 impl Shell {
-    pub(crate) fn new(env: Vec<(String, String)>, link: Arc<Link>) -> io::Result<Shell> {
-        Ok(Shell { env, link, wake: Event::new()?, queue: Mutex::default() })
+    pub(crate) fn new(env: Vec<(String, String)>, workdir: String, link: Arc<Link>) -> io::Result<Shell> {
+        Ok(Shell { env, workdir, link, wake: Event::new()?, queue: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -174,7 +175,7 @@ impl Shell {
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env("PS1", "")
             .env("PS2", "")
-            .current_dir("/workspace")
+            .current_dir(&self.workdir)
             .stdin(Stdio::from(in_read))
             .stdout(Stdio::from(out_write))
             .stderr(Stdio::from(errors));

@@ -116,6 +116,11 @@ impl Event {
         Ok(Event(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) }))
     }
 
+    /// Another descriptor of the same counter.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
     pub(crate) fn raise(&self) {
         // A counter that is full is raised already.
         let _ = write(&self.0, &1u64.to_ne_bytes());

@@ -197,7 +197,7 @@ fn find(mounts: &str, own: &str) -> Layout {
 
 impl Cgroups {
     /// Makes the groups that the limits ask for and the machine allows, and those that freeze and count.
-    pub(super) fn create(limits: &Limits) -> Result<Cgroups, Error> {
+    pub(crate) fn create(limits: &Limits) -> Result<Cgroups, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let layout = layout();
         let name = format!("palisade-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -287,7 +287,7 @@ impl Cgroups {
     }
 
     /// Moves a process, and what it will start, into all groups but the one that it was born in.
-    pub(super) fn add(&self, pid: i32, born: bool) -> Result<(), Error> {
+    pub(crate) fn add(&self, pid: i32, born: bool) -> Result<(), Error> {
         for group in &self.all {
             if !(born && self.unified.as_ref() == Some(group)) {
                 write(&group.join("cgroup.procs"), &pid.to_string())?;
@@ -297,7 +297,7 @@ impl Cgroups {
     }
 
     /// Stops every process of the sandbox; returns when none runs.
-    pub(super) fn freeze(&self) -> Result<(), Error> {
+    pub(crate) fn freeze(&self) -> Result<(), Error> {
         if let Some(group) = &self.unified {
             write(&group.join("cgroup.freeze"), "1")?;
             return self.settle(&group.join("cgroup.events"), |text| text.lines().any(|line| line == "frozen 1"));
@@ -326,7 +326,7 @@ impl Cgroups {
     }
 
     /// Lets the processes go on.
-    pub(super) fn thaw(&self) -> Result<(), Error> {
+    pub(crate) fn thaw(&self) -> Result<(), Error> {
         if let Some(group) = &self.unified {
             return write(&group.join("cgroup.freeze"), "0");
         }
@@ -337,7 +337,7 @@ impl Cgroups {
     }
 
     /// What the sandbox has used.
-    pub(super) fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
         let field = |path: PathBuf, name: &str| {
             let text = fs::read_to_string(path).ok()?;
@@ -362,6 +362,22 @@ impl Cgroups {
         }
     }
 
+    /// The files through which a process enters all groups by writing `0`: what it starts is in them from its first moment.
+    pub(crate) fn doors(&self) -> Result<Vec<fs::File>, Error> {
+        let open = |group: &PathBuf| {
+            let path = group.join("cgroup.procs");
+            fs::OpenOptions::new().write(true).open(&path).map_err(|cause| Error::Cgroup { path, cause })
+        };
+        self.all.iter().map(open).collect()
+    }
+
+    /// Ends whatever is still in the groups, and removes them.
+    pub(crate) fn clear(self) {
+        for group in &self.all {
+            clear(group);
+        }
+    }
+
     /// Removes the groups of a sandbox that has ended.
     pub(crate) fn remove(self) {
         for group in &self.all {
@@ -370,7 +386,7 @@ impl Cgroups {
     }
 
     /// Whether the sandbox can be stopped as a whole.
-    pub(super) fn can_freeze(&self) -> bool {
+    pub(crate) fn can_freeze(&self) -> bool {
         self.unified.is_some() || self.freezer.is_some()
     }
 

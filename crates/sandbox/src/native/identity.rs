@@ -19,15 +19,15 @@ use crate::{Error, Spec, Status};
 const FIRST: u32 = 1_879_048_192;
 const COUNT: u32 = 1 << 20;
 /// The user inside.
-pub(super) const INSIDE: u32 = 1000;
+pub(crate) const INSIDE: u32 = 1000;
 /// Directories in directories that are given away; what is deeper stays whose it is.
 const DEEPEST: usize = 128;
 
 /// A host user, for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Identity {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     pub(super) own: bool,
     /// A name that only one socket of this machine can have: the user belongs to whoever holds it, and the kernel takes it
     /// back however that process ends.
@@ -41,7 +41,7 @@ pub(crate) fn is_root() -> bool {
 
 impl Identity {
     /// Chooses a user, and makes the directories that the sandbox may write its own.
-    pub(super) fn take(spec: &Spec) -> Result<Identity, Error> {
+    pub(crate) fn take(spec: &Spec) -> Result<Identity, Error> {
         if !is_root() {
             let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
             return Ok(Identity { uid, gid, own: false, _claim: None });

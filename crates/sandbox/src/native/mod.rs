@@ -13,14 +13,16 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use palisade_cell::{Ready, Setup, VERSION};
+use palisade_cell::{Place, Ready, Setup, VERSION};
 use tokio::net::UnixStream;
 
 use crate::sandbox::{Source, ready};
 use crate::{Capabilities, Driver, Error, Facility, Report, Sandbox, Spec, Status};
 
-pub(crate) use cgroup::layout as cgroups;
-pub(crate) use identity::is_root;
+pub(crate) use cgroup::{Cgroups, layout as cgroups};
+pub(crate) use identity::{INSIDE, Identity, is_root};
+pub(crate) use program::CELL;
+pub(crate) use root::Root;
 
 /// Whether the cell's program can be prepared.
 pub(crate) fn program() -> io::Result<()> {
@@ -36,7 +38,7 @@ pub(crate) fn landlock_abi() -> i64 {
 }
 
 /// A sandbox that takes longer than this to come up never will.
-const START: Duration = Duration::from_secs(20);
+pub(crate) const START: Duration = Duration::from_secs(20);
 
 /// How sandboxes are made.
 #[derive(Debug, Clone, Default)]
@@ -60,7 +62,14 @@ impl Driver for Native {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { rootless: true, snapshot: false, gpu: false }
+        Capabilities {
+            rootless: true,
+            freeze: true,
+            user_namespaces: true,
+            network_isolation: true,
+            resource_limits: true,
+            ..Capabilities::default()
+        }
     }
 
     async fn create(&self, spec: Spec) -> Result<Sandbox, Error> {
@@ -82,7 +91,7 @@ impl Driver for Native {
             ready => ready?,
         };
         let (landlock_abi, notes) = match ready {
-            Ready::Up { landlock_abi, notes } => (landlock_abi, notes),
+            Ready::Up { landlock_abi, notes, .. } => (landlock_abi, notes),
             Ready::Failed { step, errno, detail } => {
                 return Err(Error::Build { step, detail, cause: io::Error::from_raw_os_error(errno) });
             }
@@ -110,22 +119,12 @@ impl Driver for Native {
             let status = Status::Enforced(format!("{limit} processes, as a resource limit of the sandbox's user"));
             report.facilities.insert(Facility::PidLimit, status);
         }
-        for facility in require {
-            match report.facilities.get(&facility) {
-                Some(Status::Enforced(_)) => {}
-                Some(Status::Unavailable(reason)) => {
-                    return Err(Error::Required { facility, reason: reason.clone() });
-                }
-                Some(Status::Unused) | None => {
-                    return Err(Error::Required { facility, reason: "no limit is set in the spec".to_owned() });
-                }
-            }
-        }
+        report.demand(&require, self.name())?;
         Ok(Sandbox::new(Box::new(process), reader, Box::new(writer), report))
     }
 }
 
-fn check(spec: &Spec) -> Result<(), Error> {
+pub(crate) fn check(spec: &Spec) -> Result<(), Error> {
     let name = |text: &str| {
         !text.is_empty()
             && text.len() <= 64
@@ -165,7 +164,7 @@ fn directory(path: &Path) -> Result<(), Error> {
     if meta.is_dir() { Ok(()) } else { Err(wrong(io::Error::from_raw_os_error(libc::ENOTDIR))) }
 }
 
-fn environment(spec: &Spec) -> Vec<(String, String)> {
+pub(crate) fn environment(spec: &Spec) -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> = [
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ("HOME", "/home/agent"),
@@ -197,7 +196,7 @@ fn rlimits_are_own() -> bool {
 }
 
 /// The setup frame for a spec; `binds` are the mounts of the places that may be written.
-fn setup(
+pub(crate) fn setup(
     spec: &Spec,
     env: Vec<(String, String)>,
     binds: Vec<palisade_cell::Bind>,
@@ -222,6 +221,8 @@ fn setup(
     roots.extend(spec.memory.iter().map(|mount| (format!("/mnt/memory/{}", mount.name), !mount.read_only)));
     Ok(Setup {
         version: VERSION,
+        place: Place::Own,
+        workdir: "/workspace".to_owned(),
         binds,
         links,
         files,

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 
 /// The cell, built for this target by the build script.
-static CELL: &[u8] = include_bytes!(env!("PALISADE_CELL"));
+pub(crate) static CELL: &[u8] = include_bytes!(env!("PALISADE_CELL"));
 
 /// A descriptor to execute the cell from. Nobody can change what is behind it, the sandbox included.
 pub(super) fn cell() -> io::Result<&'static OwnedFd> {

@@ -13,10 +13,10 @@ use crate::{Error, Rootfs, Spec};
 
 /// Mounts, links and files of a sandbox's root, and the descriptors that some of the mounts come from.
 #[derive(Debug, Default)]
-pub(super) struct Root {
-    pub(super) binds: Vec<Bind>,
-    pub(super) links: Vec<(String, String)>,
-    pub(super) files: Vec<(String, String)>,
+pub(crate) struct Root {
+    pub(crate) binds: Vec<Bind>,
+    pub(crate) links: Vec<(String, String)>,
+    pub(crate) files: Vec<(String, String)>,
     pub(super) descriptors: Vec<OwnedFd>,
 }
 
@@ -75,7 +75,8 @@ impl Root {
         Ok(root)
     }
 
-    fn host(&mut self) -> Result<(), Error> {
+    /// The host's programs and libraries.
+    pub(crate) fn host(&mut self) -> Result<(), Error> {
         for name in HOST_DIRECTORIES {
             self.entry(Path::new("/"), name, false)?;
         }

@@ -3,6 +3,7 @@
 
 mod bombs;
 mod calls;
+mod drivers;
 mod lifecycle;
 mod network;
 mod protocol;
