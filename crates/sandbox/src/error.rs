@@ -125,15 +125,14 @@ pub enum Error {
     },
     /// A container is not as it was ordered. It has been removed.
     #[error(
-        "the container engine did not apply {field}: {wanted} was asked for and {found} is in force; the container was \
-         removed"
+        "the container was not made with {field} as asked: {wanted} was asked for and {found} is in force; it has been removed"
     )]
     Hardening {
-        /// The field of the engine's interface.
+        /// The field of the runtime's or the engine's interface.
         field: &'static str,
         /// What was asked for.
         wanted: String,
-        /// What the engine says.
+        /// What is in force.
         found: String,
     },
     /// The cell did not come up in time.

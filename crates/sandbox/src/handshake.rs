@@ -16,6 +16,8 @@ pub(crate) struct Up {
     pub(crate) landlock_abi: i32,
     /// Whether the cell's own filters are in force.
     pub(crate) seccomp: bool,
+    /// Whether those of a runtime were before them.
+    pub(crate) filtered: bool,
     /// What could not be done.
     pub(crate) notes: Vec<String>,
 }
@@ -41,7 +43,7 @@ pub(crate) async fn greet(reader: &mut Source, writer: &mut Sink, setup: &Setup)
         ready(reader).await
     };
     match tokio::time::timeout(START, talk).await.map_err(|_| Error::Timeout(START.as_secs()))?? {
-        Ready::Up { landlock_abi, seccomp, notes } => Ok(Up { landlock_abi, seccomp, notes }),
+        Ready::Up { landlock_abi, seccomp, filtered, notes } => Ok(Up { landlock_abi, seccomp, filtered, notes }),
         Ready::Failed { step, errno, detail } => {
             Err(Error::Build { step, detail, cause: io::Error::from_raw_os_error(errno) })
         }

@@ -158,6 +158,21 @@ pub enum Facility {
     Freeze,
 }
 
+impl Facility {
+    /// All of them.
+    pub const ALL: [Facility; 9] = [
+        Facility::Namespaces,
+        Facility::DistinctUser,
+        Facility::Seccomp,
+        Facility::Landlock,
+        Facility::Capabilities,
+        Facility::MemoryLimit,
+        Facility::PidLimit,
+        Facility::CpuLimit,
+        Facility::Freeze,
+    ];
+}
+
 impl fmt::Display for Facility {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

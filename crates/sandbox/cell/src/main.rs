@@ -45,7 +45,12 @@ fn main() -> ExitCode {
         Place::Bare => given::settle(&setup),
     };
     let answer = match built {
-        Ok(built) => Ready::Up { landlock_abi: built.landlock_abi, seccomp: built.seccomp, notes: built.notes },
+        Ok(built) => Ready::Up {
+            landlock_abi: built.landlock_abi,
+            seccomp: built.seccomp,
+            filtered: built.filtered,
+            notes: built.notes,
+        },
         Err(failed) => {
             let answer = Ready::Failed {
                 step: failed.step.to_owned(),
@@ -104,7 +109,7 @@ fn prepare(stdio: bool) -> std::io::Result<(File, File)> {
 
 fn close_from(first: RawFd) -> std::io::Result<()> {
     // SAFETY: no pointers; nothing above the socket is in use yet.
-    match sys::check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }) {
+    match sys::check(unsafe { libc::syscall(libc::SYS_close_range, first, i32::MAX, 0) }) {
         // Kernels before 5.9 and some that imitate Linux: no more is ever open at this point.
         Err(why) if why.raw_os_error() == Some(libc::ENOSYS) => {
             for fd in first..1024 {

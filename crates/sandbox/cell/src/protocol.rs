@@ -108,6 +108,8 @@ pub enum Ready {
         landlock_abi: i32,
         /// Whether the system-call filters are in force.
         seccomp: bool,
+        /// Whether others were before them: those of a container runtime.
+        filtered: bool,
         /// What could not be done and was not required.
         notes: Vec<String>,
     },

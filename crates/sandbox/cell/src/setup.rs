@@ -38,6 +38,7 @@ impl<T> Step<T> for io::Result<T> {
 pub(crate) struct Built {
     pub(crate) landlock_abi: i32,
     pub(crate) seccomp: bool,
+    pub(crate) filtered: bool,
     pub(crate) notes: Vec<String>,
 }
 

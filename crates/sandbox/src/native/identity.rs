@@ -63,14 +63,29 @@ impl Identity {
             .ok_or_else(|| Error::Spec("all host users for sandboxes are in use".to_owned()))?
             .map_err(Error::Identity)?;
         let identity = Identity { uid, gid: uid, own: true, _claim: Some(claim) };
+        identity.give_all(spec)?;
+        Ok(identity)
+    }
+
+    /// The user inside under the same number, where no user is mapped: all such sandboxes share it.
+    pub(crate) fn shared(spec: &Spec) -> Result<Identity, Error> {
+        let identity = Identity { uid: INSIDE, gid: INSIDE, own: false, _claim: None };
+        if is_root() {
+            identity.give_all(spec)?;
+        }
+        Ok(identity)
+    }
+
+    /// Makes the directories that the sandbox may write this user's.
+    fn give_all(&self, spec: &Spec) -> Result<(), Error> {
         // What is only read, and may be read by everybody, needs no new owner: several sessions can share it.
         let shared = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.mode() & 0o005 == 0o005);
         let memory = spec.memory.iter().filter(|mount| !(mount.read_only && shared(&mount.host)));
         let memory = memory.map(|mount| mount.host.as_path());
         for path in [spec.workspace.written(), &spec.outputs].into_iter().chain(memory) {
-            identity.give(path).map_err(|cause| Error::Directory { path: path.to_owned(), cause: cause.into() })?;
+            self.give(path).map_err(|cause| Error::Directory { path: path.to_owned(), cause: cause.into() })?;
         }
-        Ok(identity)
+        Ok(())
     }
 
     /// Gives a tree to this user. A tree whose top belongs to it already is left alone: the top is given last, so that this

@@ -21,12 +21,12 @@ use crate::{Capabilities, Driver, Error, Facility, Report, Sandbox, Spec, Status
 
 pub(crate) use cgroup::{Cgroups, layout as cgroups};
 pub(crate) use identity::{INSIDE, Identity, is_root};
-pub(crate) use program::CELL;
+pub(crate) use program::{CELL, cell};
 pub(crate) use root::Root;
 
 /// Whether the cell's program can be prepared.
 pub(crate) fn program() -> io::Result<()> {
-    program::cell().map(drop)
+    cell().map(drop)
 }
 
 /// The Landlock ABI of this kernel; zero without Landlock.

@@ -35,6 +35,8 @@ pub(super) struct Bundle {
     pub(super) path: PathBuf,
     /// What must be mounted for it to be whole, in order.
     pub(super) outer: Vec<Outer>,
+    /// Whether the sandbox's kernel is not the host's.
+    imitated: bool,
 }
 
 fn wrong(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
@@ -47,9 +49,15 @@ fn text(path: &Path) -> Result<CString, Error> {
 
 impl Bundle {
     /// Writes the bundle of a sandbox. What is there when a step fails goes with it.
-    pub(super) fn write(path: PathBuf, spec: &Spec, identity: &Identity, cell: &Path) -> Result<Bundle, Error> {
+    pub(super) fn write(
+        path: PathBuf,
+        spec: &Spec,
+        identity: &Identity,
+        cell: &Path,
+        imitated: bool,
+    ) -> Result<Bundle, Error> {
         DirBuilder::new().mode(0o711).create(&path).map_err(wrong(&path))?;
-        let mut bundle = Bundle { path, outer: Vec::new() };
+        let mut bundle = Bundle { path, outer: Vec::new(), imitated };
         match bundle.fill(spec, identity, cell) {
             Ok(()) => Ok(bundle),
             Err(why) => {
@@ -72,7 +80,7 @@ impl Bundle {
                 _ => self.bind(host, &at)?,
             }
             make_directory(&root, &target, &users)?;
-            mounts.push(Mount::bind(&at, &target, writable));
+            mounts.push(Mount::bind(&at, &target, writable).like(host));
         }
         make_file(&root, CELL, &users)?;
         mounts.push(Mount::bind(cell, CELL, false));
@@ -112,13 +120,15 @@ impl Bundle {
             Rootfs::Layers(layers) => layers.as_slice(),
         };
         let lower: Vec<&Path> = std::iter::once(top.as_path()).chain(layers.iter().map(PathBuf::as_path)).collect();
-        self.overlay(&lower, None, &root, libc::MS_RDONLY)?;
+        // gVisor cannot take over a root with more flags than its own; nothing is executed from it by the host's kernel.
+        let locked = if self.imitated { 0 } else { libc::MS_NOSUID | libc::MS_NODEV };
+        self.overlay(&lower, None, &root, libc::MS_RDONLY | locked)?;
         Ok(top)
     }
 
     fn layered(&mut self, lower: &[PathBuf], upper: &Path, at: &Path) -> Result<(), Error> {
         let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
-        self.overlay(&lower, Some(upper), at, 0)
+        self.overlay(&lower, Some(upper), at, libc::MS_NOSUID | libc::MS_NODEV)
     }
 
     fn overlay(&mut self, lower: &[&Path], upper: Option<&Path>, at: &Path, flags: libc::c_ulong) -> Result<(), Error> {
@@ -144,7 +154,7 @@ impl Bundle {
             source: c"overlay".into(),
             target: text(at)?,
             kind: Some(c"overlay".into()),
-            flags: flags | libc::MS_NOSUID | libc::MS_NODEV,
+            flags,
             data: Some(data),
         });
         Ok(())

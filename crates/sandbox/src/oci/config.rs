@@ -14,17 +14,26 @@ pub(super) struct Mount {
     source: String,
     target: String,
     writable: bool,
+    executable: bool,
 }
 
 impl Mount {
     pub(super) fn bind(source: &Path, target: &str, writable: bool) -> Mount {
-        Mount { source: source.to_string_lossy().into_owned(), target: target.to_owned(), writable }
+        Mount { source: source.to_string_lossy().into_owned(), target: target.to_owned(), writable, executable: true }
+    }
+
+    /// With what the file system of `path` forbids: a user namespace may not ask for less.
+    pub(super) fn like(mut self, path: &Path) -> Mount {
+        let flags = rustix::fs::statvfs(path).map(|stat| stat.f_flag);
+        self.executable = !flags.is_ok_and(|flags| flags.contains(rustix::fs::StatVfsMountFlags::NOEXEC));
+        self
     }
 
     fn json(&self) -> Value {
         let way = if self.writable { "rw" } else { "ro" };
+        let execute = if self.executable { "exec" } else { "noexec" };
         json!({"destination": self.target, "type": "bind", "source": self.source,
-            "options": ["bind", way, "nosuid", "nodev", "rprivate"]})
+            "options": ["bind", way, execute, "nosuid", "nodev", "rprivate"]})
     }
 }
 

@@ -98,12 +98,17 @@ impl Oci {
         let up = match handshake::greet(&mut reader, &mut writer, &setup).await {
             Ok(up) => up,
             Err(why) => {
+                drop((reader, writer));
                 let ended = matches!(why, Error::Ended);
                 let autopsy = tokio::task::spawn_blocking(move || if ended { container.autopsy() } else { why }).await;
                 return Err(autopsy.unwrap_or(Error::Ended));
             }
         };
         container.adopt().await?;
+        if !up.filtered && self.runtime.kind != Kind::Gvisor {
+            let (field, found) = ("linux.seccomp", "none".to_owned());
+            return Err(Error::Hardening { field, wanted: "a system-call profile".to_owned(), found });
+        }
         let mut report = self.report(&limits, &container, up)?;
         report.startup = began.elapsed();
         report.demand(&require, self.name())?;
@@ -122,7 +127,9 @@ impl Oci {
         say(Facility::Capabilities, Status::Enforced("none in any set, no_new_privs".to_owned()));
         say(
             Facility::Seccomp,
-            if up.seccomp {
+            if up.seccomp && gvisor {
+                Status::Enforced("the cell's own filters, by gVisor's kernel".to_owned())
+            } else if up.seccomp {
                 Status::Enforced(format!("the profile of {name} and the cell's own filters"))
             } else {
                 Status::Unavailable("the cell's filters were refused; see the notes".to_owned())
@@ -193,6 +200,9 @@ fn sweep(path: &Path) -> bool {
 /// process id in them is what tells abandoned ones.
 const PREFIX: &str = "palisade-";
 
+/// How long a runtime may take to notice that its container has ended.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// A container from outside.
 #[derive(Debug)]
 struct Container {
@@ -222,16 +232,15 @@ impl Container {
         let identity = Identity::take(spec)?;
         let id = format!("{PREFIX}{}-o{number}", std::process::id());
         let cgroups = Cgroups::create(&spec.limits)?;
-        let made =
-            Bundle::write(scratch.path().join(&id), spec, &identity, &scratch.cell()).and_then(|bundle| match runtime
-                .run(&id, &bundle, &cgroups)
-            {
-                Ok(child) => Ok((bundle, child)),
-                Err(why) => {
-                    bundle.remove();
-                    Err(why)
-                }
-            });
+        let imitated = runtime.kind == Kind::Gvisor;
+        let written = Bundle::write(scratch.path().join(&id), spec, &identity, &scratch.cell(), imitated);
+        let made = written.and_then(|bundle| match runtime.run(&id, &bundle, &cgroups) {
+            Ok(child) => Ok((bundle, child)),
+            Err(why) => {
+                bundle.remove();
+                Err(why)
+            }
+        });
         let (bundle, mut child) = match made {
             Ok(made) => made,
             Err(why) => {
@@ -296,10 +305,12 @@ impl Container {
         if let Some(cgroups) = self.cgroups.as_ref().filter(|cgroups| cgroups.can_freeze()) {
             let _ = cgroups.thaw();
         }
+        // Without a process to kill it ends when the cell finds that nobody talks to it.
+        let patience = if self.first.is_some() { PATIENCE } else { PATIENCE / 5 };
         let mut done = Ok(());
-        if self.first.is_none() || !self.wait() {
+        if !self.wait(patience) {
             done = self.runtime.delete(&self.id);
-            if !self.wait() {
+            if !self.wait(PATIENCE) {
                 let _ = self.child.kill();
                 let _ = self.child.wait();
             }
@@ -313,10 +324,9 @@ impl Container {
     }
 
     /// Waits for the runtime's process; says whether it has ended in time.
-    fn wait(&mut self) -> bool {
-        const PATIENCE: Duration = Duration::from_secs(5);
+    fn wait(&mut self, patience: Duration) -> bool {
         let began = Instant::now();
-        while began.elapsed() < PATIENCE {
+        while began.elapsed() < patience {
             match self.child.try_wait() {
                 Ok(None) => std::thread::park_timeout(Duration::from_millis(1)),
                 _ => return true,

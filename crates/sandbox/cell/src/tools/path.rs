@@ -39,8 +39,11 @@ impl Roots {
             Some(libc::ELOOP) => format!("{tool}: {given}: too many symbolic links"),
             _ => format!("{tool}: {given}: {why}"),
         })?;
-        let root =
-            self.places.iter().filter(|(root, _)| real.starts_with(root)).max_by_key(|(root, _)| root.as_os_str().len());
+        let root = self
+            .places
+            .iter()
+            .filter(|(root, _)| real.starts_with(root))
+            .max_by_key(|(root, _)| root.as_os_str().len());
         match root {
             None => Err(outside()),
             Some((_, false)) if purpose == For::Writing => {

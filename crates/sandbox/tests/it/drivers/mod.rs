@@ -1,6 +1,7 @@
 //! One suite for all drivers. Each driver's file is a list of calls to it, and what is the driver's alone.
 
 mod oci;
+mod process;
 mod root;
 mod suite;
 

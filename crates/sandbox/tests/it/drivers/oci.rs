@@ -75,7 +75,7 @@ pub(super) fn groups(prefix: &str) -> Vec<String> {
 }
 
 macro_rules! runtime {
-    ($module:ident, $program:literal, $enforces:expr) => {
+    ($module:ident, $program:literal, $enforces:expr, $bomb:ident) => {
         mod $module {
             crate::drivers::conforms!(
                 super::subject($program, $enforces),
@@ -86,7 +86,7 @@ macro_rules! runtime {
                     what_is_written_is_the_hosts,
                     nobody_has_a_privilege,
                     there_is_no_network,
-                    limits_hold,
+                    $bomb,
                     memory_is_limited,
                     it_freezes_and_thaws,
                     usage_is_told,
@@ -98,6 +98,6 @@ macro_rules! runtime {
     };
 }
 
-runtime!(runc, "runc", super::WALLS);
-runtime!(crun, "crun", super::WALLS);
-runtime!(gvisor, "runsc", super::GVISOR);
+runtime!(runc, "runc", super::WALLS, limits_hold);
+runtime!(crun, "crun", super::WALLS, limits_hold);
+runtime!(gvisor, "runsc", super::GVISOR, a_bomb_ends_the_sandbox_at_most);
