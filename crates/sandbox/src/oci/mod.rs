@@ -193,7 +193,8 @@ fn sweep(path: &Path) -> bool {
     let Ok(runtime) = Runtime::find(Path::new(&program), lines.collect(), path.join("state")) else { return false };
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let ids = entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.starts_with(PREFIX));
-    ids.fold(true, |gone, id| runtime.delete(&id).is_ok() && gone)
+    let left = ids.filter(|id| runtime.delete(id).is_err()).count();
+    left == 0
 }
 
 /// What containers' names begin with; the control groups that a runtime makes by itself have the same names, and the owner's

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -192,10 +193,7 @@ pub(crate) async fn what_is_written_is_the_hosts(subject: Subject) {
     assert_eq!(place.bash("cat from-host; echo back > from-sandbox").await, "hello");
     assert_eq!(fs::read_to_string(place.workspace().join("from-sandbox")).unwrap(), "back\n");
     let outputs = place.outputs();
-    assert_eq!(
-        place.call("write", json!({"file_path": format!("{outputs}/result"), "content": "done"})).await.1,
-        false
-    );
+    assert!(!place.call("write", json!({"file_path": format!("{outputs}/result"), "content": "done"})).await.1);
     assert_eq!(fs::read_to_string(place.home.path().join("outputs/result")).unwrap(), "done");
     let inside = |name: &str, host: &Path| {
         if place.bare { host.display().to_string() } else { format!("/mnt/memory/{name}") }
@@ -210,7 +208,7 @@ pub(crate) async fn what_is_written_is_the_hosts(subject: Subject) {
         assert_eq!(fs::read_dir(&seen).unwrap().count(), 1);
     }
     assert_eq!(fs::read_to_string(seen.join("note")).unwrap(), "a note");
-    assert_eq!(place.call("write", json!({"file_path": format!("{kept_inside}/note"), "content": "y"})).await.1, false);
+    assert!(!place.call("write", json!({"file_path": format!("{kept_inside}/note"), "content": "y"})).await.1);
     assert_eq!(fs::read_to_string(kept.join("note")).unwrap(), "y");
     // The work outlives the sandbox, and the next one may go on with it.
     let workspace = place.workspace();
@@ -246,11 +244,18 @@ pub(crate) async fn nobody_has_a_privilege(subject: Subject) {
     for facility in subject.enforces {
         assert!(place.sandbox.report().enforces(*facility), "{facility}: {:?}", place.sandbox.report());
     }
-    // The cell cannot be looked into, and does not die at anybody's wish.
+    // The cell cannot be looked into.
     // Where it could be, there is nothing to be seen.
     let (status, environ) = place.run(&["/bin/cat", "/proc/1/environ"]).await;
-    assert!(status.code != Some(0) || environ.replace('\0', "") == "" || environ.starts_with("HOME="), "{environ}");
+    assert!(
+        status.code != Some(0) || environ.trim_matches('\0').is_empty() || environ.starts_with("HOME="),
+        "{environ}"
+    );
     assert_ne!(place.run(&["/bin/cat", "/proc/1/mem"]).await.0.code, Some(0));
+}
+
+pub(crate) async fn the_cell_cannot_be_killed(subject: Subject) {
+    let place = subject.place().await;
     place.bash("kill -9 1; kill -15 1; kill -2 1").await;
     assert_eq!(place.bash("echo here").await, "here");
 }
@@ -287,6 +292,50 @@ pub(crate) async fn limits_hold(subject: Subject) {
     let (_, running) =
         place.run(&["/bin/bash", "-c", "n=0; for p in /proc/[0-9]*; do n=$((n+1)); done; echo $n"]).await;
     assert!(running.parse::<u32>().unwrap() < 64, "{running}");
+}
+
+/// The child's side of [`dies_with_its_worker`]: has a sandbox, frozen if it is told so, and waits for its death.
+pub(crate) async fn live(subject: Subject) {
+    let place = subject.place().await;
+    place.bash("(sleep 1000 &) ; true").await;
+    if std::env::var_os(FROZEN).is_some() {
+        place.sandbox.freeze().await.unwrap();
+    }
+    println!("up");
+    std::future::pending::<()>().await;
+}
+
+const FROZEN: &str = "PALISADE_TEST_FROZEN";
+
+/// A worker that is killed takes its sandboxes with it; what cannot go is removed by the next one. `test` is the name of a
+/// test that calls [`live`], `name` and `value` a variable for it, and `next` makes the next driver.
+pub(crate) async fn dies_with_its_worker<D>(
+    test: &str,
+    variable: (&str, &str),
+    frozen: bool,
+    left: impl Fn(u32) -> Vec<String>,
+    next: impl AsyncFnOnce() -> D,
+) {
+    let mut child = crate::rig::again(test);
+    child.env(variable.0, variable.1).stdout(Stdio::piped());
+    if frozen {
+        child.env(FROZEN, "1");
+    }
+    let mut child = child.spawn().unwrap();
+    let mut said = std::io::BufReader::new(child.stdout.take().unwrap());
+    loop {
+        let mut line = String::new();
+        assert!(std::io::BufRead::read_line(&mut said, &mut line).unwrap() > 0, "the worker has ended");
+        if line.trim_end().ends_with("up") {
+            break;
+        }
+    }
+    let pid = child.id();
+    assert!(!left(pid).is_empty());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let _next = next().await;
+    until("nothing is left of the worker's", || left(pid).is_empty()).await;
 }
 
 /// For what imitates a kernel its own threads count too, and a bomb may end it; the host is as safe as ever.
