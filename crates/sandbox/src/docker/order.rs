@@ -123,6 +123,10 @@ fn tmpfs(size: u64) -> Map<String, Value> {
         .collect()
 }
 
+/// Processes of the sandbox's user on the engine's machine, in all sandboxes together: no more than what engines give
+/// themselves, as what is above that may be refused. The limit of one sandbox is another.
+const PROCESSES: u64 = 1 << 15;
+
 /// Engines set limits of their own unless told, and fail where they may not raise them.
 fn ulimits(spec: &Spec) -> Value {
     let most = |resource| getrlimit(resource).maximum;
@@ -131,7 +135,8 @@ fn ulimits(spec: &Spec) -> Value {
         (Some(wanted), Some(most)) => Some(wanted.min(most)),
         (wanted, most) => wanted.or(most),
     };
-    let (files, processes) = (number(files), number(most(Resource::Nproc)));
+    let processes = most(Resource::Nproc).map_or(PROCESSES, |most| most.min(PROCESSES));
+    let (files, processes) = (number(files), number(Some(processes)));
     json!([
         {"Name": "nofile", "Soft": files, "Hard": files},
         {"Name": "nproc", "Soft": processes, "Hard": processes},
