@@ -31,6 +31,18 @@ pub enum Error {
     /// The user could not be mapped.
     #[error("mapping the sandbox's user: {0}")]
     UserMap(io::Error),
+    /// The owners of a directory could not be translated.
+    #[error(
+        "translating the owners of {path}: {cause}: its file system must support idmapped mounts (ext4, xfs and btrfs do, \
+         tmpfs since Linux 6.3); or run the worker without root",
+        path = path.display()
+    )]
+    Idmap {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
     /// No host user could be claimed for the sandbox.
     #[error("claiming a host user for the sandbox: {0}")]
     Identity(io::Error),

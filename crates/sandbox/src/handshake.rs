@@ -2,7 +2,7 @@
 
 use std::io;
 
-use palisade_cell::{Place, Ready, Setup, encode};
+use palisade_cell::{Claim, Ready, Setup};
 use tokio::io::AsyncWriteExt;
 
 use crate::native::{self, START};
@@ -22,30 +22,34 @@ pub(crate) struct Up {
     pub(crate) notes: Vec<String>,
 }
 
-/// The setup of a cell that finds its walls built. `own_users` says whether the kernel counts the sandbox's processes apart
-/// from those of others.
-pub(crate) fn given(spec: &Spec, own_users: bool) -> Result<Setup, Error> {
-    let mut setup = native::setup(spec, native::environment(spec), Vec::new(), Vec::new(), Vec::new())?;
-    setup.place = Place::Given;
+/// The frames for a cell that finds its walls built. `own_users` says whether the kernel counts the sandbox's processes
+/// apart from those of others.
+pub(crate) fn given(spec: &Spec, own_users: bool) -> (Setup, Claim) {
+    let (mut setup, claim) = native::frames(spec);
     if !own_users {
         // It would count every process of this user on the host.
         setup.rlimits.retain(|(resource, _)| *resource != libc::RLIMIT_NPROC);
     }
-    Ok(setup)
+    (setup, claim)
 }
 
-/// Hands a cell its setup and waits until it is up.
-pub(crate) async fn greet(reader: &mut Source, writer: &mut Sink, setup: &Setup) -> Result<Up, Error> {
-    let frame = encode(setup, &[]).map_err(Error::Protocol)?;
+/// Hands a cell its frames and waits until it is up.
+pub(crate) async fn greet(reader: &mut Source, writer: &mut Sink, frames: &(Setup, Claim)) -> Result<Up, Error> {
+    let bytes = native::encoded(frames)?;
     let talk = async {
-        writer.write_all(&frame).await.map_err(|_| Error::Ended)?;
+        writer.write_all(&bytes).await.map_err(|_| Error::Ended)?;
         writer.flush().await.map_err(|_| Error::Ended)?;
-        ready(reader).await
-    };
-    match tokio::time::timeout(START, talk).await.map_err(|_| Error::Timeout(START.as_secs()))?? {
-        Ready::Up { landlock_abi, seccomp, filtered, notes } => Ok(Up { landlock_abi, seccomp, filtered, notes }),
-        Ready::Failed { step, errno, detail } => {
-            Err(Error::Build { step, detail, cause: io::Error::from_raw_os_error(errno) })
+        loop {
+            match ready(reader).await? {
+                Ready::Built { .. } => {}
+                Ready::Up { landlock_abi, seccomp, filtered, notes } => {
+                    return Ok(Up { landlock_abi, seccomp, filtered, notes });
+                }
+                Ready::Failed { step, errno, detail } => {
+                    return Err(Error::Build { step, detail, cause: io::Error::from_raw_os_error(errno) });
+                }
+            }
         }
-    }
+    };
+    tokio::time::timeout(START, talk).await.map_err(|_| Error::Timeout(START.as_secs()))?
 }

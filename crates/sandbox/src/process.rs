@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use palisade_cell::{Place, Setup};
+use palisade_cell::{Claim, Place, Setup};
 
 use crate::handshake::{self, greet};
 use crate::sandbox::{Body, Sink, Source};
@@ -72,26 +72,25 @@ impl Driver for Process {
             report.facilities.insert(facility, Status::Unavailable("the process driver isolates nothing".to_owned()));
         }
         report.demand(&spec.require, self.name())?;
-        let setup = setup(&spec)?;
+        let frames = frames(&spec)?;
         let (body, stream) = tokio::task::spawn_blocking(start).await.map_err(|_| Error::Ended)??;
         stream.set_nonblocking(true).map_err(Error::Socket)?;
         let (reader, writer) = tokio::net::UnixStream::from_std(stream).map_err(Error::Socket)?.into_split();
         let (mut reader, mut writer): (Source, Sink) = (Box::new(reader), Box::new(writer));
-        let up = greet(&mut reader, &mut writer, &setup).await?;
+        let up = greet(&mut reader, &mut writer, &frames).await?;
         report.notes.extend(up.notes);
         report.startup = began.elapsed();
         Ok(Sandbox::new(Box::new(body), reader, writer, report))
     }
 }
 
-fn setup(spec: &Spec) -> Result<Setup, Error> {
+fn frames(spec: &Spec) -> Result<(Setup, Claim), Error> {
     let (Workspace::Directory(workspace), Rootfs::Host) = (&spec.workspace, &spec.rootfs) else {
         return Err(Error::Spec("the process driver has no layers and no root file system but the host's".to_owned()));
     };
-    let mut setup = handshake::given(spec, false)?;
+    let (mut setup, mut claim) = handshake::given(spec, false);
     setup.place = Place::Bare;
     setup.landlock = false;
-    setup.seccomp = Vec::new();
     setup
         .rlimits
         .retain(|(resource, _)| matches!(*resource, libc::RLIMIT_NOFILE | libc::RLIMIT_FSIZE | libc::RLIMIT_CORE));
@@ -101,17 +100,17 @@ fn setup(spec: &Spec) -> Result<Setup, Error> {
         let real = fs::canonicalize(path).map_err(wrong)?;
         real.into_os_string().into_string().map_err(|_| wrong(io::Error::other("the path must be valid UTF-8")))
     };
-    setup.workdir = real(workspace)?;
-    setup.roots = vec![(setup.workdir.clone(), true), (real(&spec.outputs)?, true)];
+    claim.workdir = real(workspace)?;
+    claim.roots = vec![(claim.workdir.clone(), true), (real(&spec.outputs)?, true)];
     for mount in &spec.memory {
-        setup.roots.push((real(&mount.host)?, !mount.read_only));
+        claim.roots.push((real(&mount.host)?, !mount.read_only));
     }
-    for (name, value) in &mut setup.env {
+    for (name, value) in &mut claim.env {
         if name == "HOME" && !spec.env.iter().any(|(given, _)| given == "HOME") {
-            *value = setup.workdir.clone();
+            *value = claim.workdir.clone();
         }
     }
-    Ok(setup)
+    Ok((setup, claim))
 }
 
 fn start() -> Result<(Plain, UnixStream), Error> {

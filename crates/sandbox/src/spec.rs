@@ -20,6 +20,8 @@ pub struct Spec {
     pub rootfs: Rootfs,
     /// What may be used.
     pub limits: Limits,
+    /// GPUs by the names of their devices below `/dev`, such as `nvidia0` or `dri/renderD128`.
+    pub gpus: Vec<String>,
     /// Variables for commands, on top of `PATH`, `HOME`, `USER`, `LANG` and `TERM`.
     pub env: Vec<(String, String)>,
     /// The host name inside.
@@ -37,6 +39,7 @@ impl Spec {
             memory: Vec::new(),
             rootfs: Rootfs::Host,
             limits: Limits::default(),
+            gpus: Vec::new(),
             env: Vec::new(),
             hostname: "sandbox".to_owned(),
             require: Vec::new(),
@@ -118,6 +121,8 @@ pub struct Limits {
     pub file_bytes: Option<u64>,
     /// `/tmp` and the home directory, each, in bytes.
     pub tmp_bytes: u64,
+    /// `/dev/shm`, in bytes.
+    pub shm_bytes: u64,
 }
 
 impl Default for Limits {
@@ -131,6 +136,7 @@ impl Default for Limits {
             open_files: Some(4096),
             file_bytes: Some(8 << 30),
             tmp_bytes: 512 << 20,
+            shm_bytes: 64 << 20,
         }
     }
 }

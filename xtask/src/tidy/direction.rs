@@ -14,9 +14,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("palisade-engine", &["palisade-api", "palisade-core", "palisade-store"]),
     ("palisade-server", &["palisade-api", "palisade-core", "palisade-store", "palisade-engine"]),
     ("palisade-cell", &[]),
+    ("palisade-checkpoint", &[]),
     ("palisade-sandbox", &["palisade-api", "palisade-cell"]),
     // Never the store, the core, the engine or the server: it talks to any control plane, and only over the wire.
-    ("palisade-worker", &["palisade-api", "palisade-sandbox"]),
+    ("palisade-worker", &["palisade-api", "palisade-checkpoint", "palisade-sandbox"]),
     (
         "palisade-cli",
         &[
@@ -26,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "palisade-engine",
             "palisade-server",
             "palisade-cell",
+            "palisade-checkpoint",
             "palisade-sandbox",
             "palisade-worker",
         ],

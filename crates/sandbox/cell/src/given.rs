@@ -4,39 +4,50 @@ use std::fs;
 use std::io;
 use std::sync::atomic::Ordering;
 
-use palisade_cell::Setup;
+use palisade_cell::{Claim, Setup};
 
-use crate::setup::{Built, Failed, Step, chdir, limits};
+use crate::reaper;
 use crate::sys::prctl;
-use crate::{landlock, reaper, seal};
+use crate::walls::{Failed, Step, filter, landlock, limits, mounts, privileges};
+
+/// What could be added.
+#[derive(Debug, Default)]
+pub(crate) struct Entered {
+    pub(crate) landlock_abi: i32,
+    pub(crate) seccomp: bool,
+    pub(crate) filtered: bool,
+    pub(crate) notes: Vec<String>,
+}
 
 /// Inside the walls of a container runtime: what is left of privileges refuses the start; filters are added where this
 /// kernel, or what imitates one, takes them.
-pub(crate) fn enter(setup: &Setup) -> Result<Built, Failed> {
-    let mut built = Built { filtered: powerless()?, ..Built::default() };
+pub(crate) fn enter(setup: &Setup, claim: &Claim, filters: [&[u8]; 2]) -> Result<Entered, Failed> {
+    let mut entered = Entered { filtered: powerless()?, ..Entered::default() };
     for limit in &setup.rlimits {
-        if let Err(why) = limits(std::slice::from_ref(limit)) {
-            built.notes.push(format!("resource limit {}: {why}", limit.0));
+        if let Err(why) = limits::lower(std::slice::from_ref(limit)) {
+            entered.notes.push(format!("resource limit {}: {why}", limit.0));
         }
     }
-    chdir(&setup.workdir).step("working directory", &setup.workdir)?;
-    // Without the right to give it up there is nothing to give up, as was looked at above.
-    let _ = seal::drop_privileges(false);
-    prctl(libc::PR_SET_NO_NEW_PRIVS, [1, 0, 0, 0]).step("no_new_privs", "set")?;
+    mounts::chdir(&claim.workdir).step("working directory", &claim.workdir)?;
+    privileges::forbid_new()?;
     if let Err(why) = prctl(libc::PR_SET_DUMPABLE, [0, 0, 0, 0]) {
-        built.notes.push(format!("dumpable: {why}"));
+        entered.notes.push(format!("dumpable: {why}"));
     }
     if setup.landlock {
-        match landlock::restrict(&setup.roots) {
-            Ok(abi) => built.landlock_abi = abi,
-            Err(why) => built.notes.push(format!("landlock: {why}")),
+        let restricted = landlock::Ruleset::new("").and_then(|mut rules| {
+            rules.allow(&claim.roots)?;
+            rules.restrict()
+        });
+        match restricted {
+            Ok(abi) => entered.landlock_abi = abi,
+            Err(why) => entered.notes.push(format!("landlock: {why}")),
         }
     }
-    match seal::install_filters(&setup.seccomp) {
-        Ok(()) => built.seccomp = true,
-        Err(failed) => built.notes.push(format!("the cell's own system-call filters: {}", failed.cause)),
+    match filters.into_iter().try_for_each(filter::install) {
+        Ok(()) => entered.seccomp = true,
+        Err(failed) => entered.notes.push(format!("the cell's own system-call filters: {}", failed.cause)),
     }
-    Ok(built)
+    Ok(entered)
 }
 
 /// Refuses what the runtime should not have left; says whether there is a system-call filter.
@@ -74,11 +85,11 @@ fn powerless() -> Result<bool, Failed> {
 }
 
 /// No walls: only what keeps the processes together.
-pub(crate) fn settle(setup: &Setup) -> Result<Built, Failed> {
+pub(crate) fn settle(setup: &Setup, claim: &Claim) -> Result<Entered, Failed> {
     reaper::AMONG_OTHERS.store(true, Ordering::Relaxed);
     // Orphans come here, or their end could not be brought about.
     prctl(libc::PR_SET_CHILD_SUBREAPER, [1, 0, 0, 0]).step("collecting orphans", "subreaper")?;
-    limits(&setup.rlimits).step("resource limits", "setrlimit")?;
-    chdir(&setup.workdir).step("working directory", &setup.workdir)?;
-    Ok(Built::default())
+    limits::lower(&setup.rlimits).step("resource limits", "setrlimit")?;
+    mounts::chdir(&claim.workdir).step("working directory", &claim.workdir)?;
+    Ok(Entered::default())
 }

@@ -1,7 +1,7 @@
 //! The cell: PID 1 of every sandbox.
 //!
 //! It builds the sandbox around itself, gives up every privilege, and then runs tools and commands for the worker, which
-//! it hears through one socket. When the socket closes it ends, and with it everything in the sandbox.
+//! it hears through one stream. When that closes it ends, and with it everything in the sandbox.
 //!
 //! Architecture invariant: small, single-purpose and without a runtime. It is executed from a sealed memory file, inherits
 //! one socket and nothing else, and must run in any root file system.
@@ -10,25 +10,24 @@
 
 mod exec;
 mod given;
-mod landlock;
 mod reaper;
-mod seal;
 mod serve;
-mod setup;
 mod shell;
 mod sys;
 mod tools;
+mod walls;
 
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
-use palisade_cell::{Place, Ready, Setup, VERSION, check_length, decode, write_frame};
+use palisade_cell::{Claim, Place, Ready, Setup, VERSION, check_length, decode, write_frame};
+use serde::de::DeserializeOwned;
 
 /// The descriptor that the worker hands over.
 const SOCKET: RawFd = 3;
-/// The way back, where it is not the same.
+/// The way back.
 const BACK: RawFd = 4;
 /// The argument with which the worker speaks through standard input and output: a container runtime passes nothing else on.
 const STDIO: &str = "stdio";
@@ -37,41 +36,75 @@ fn main() -> ExitCode {
     // SAFETY: no pointers. One arena: many short threads must not each keep a heap.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     let stdio = std::env::args_os().nth(1).is_some_and(|argument| argument == STDIO);
-    let Ok((mut from, mut to)) = prepare(stdio) else { return ExitCode::from(2) };
-    let Ok((setup, descriptors)) = receive_setup(&mut from, !stdio) else { return ExitCode::from(2) };
-    let built = match setup.place {
-        Place::Own => setup::build(&setup, descriptors),
-        Place::Given => given::enter(&setup),
-        Place::Bare => given::settle(&setup),
-    };
-    let answer = match built {
-        Ok(built) => Ready::Up {
-            landlock_abi: built.landlock_abi,
-            seccomp: built.seccomp,
-            filtered: built.filtered,
-            notes: built.notes,
-        },
-        Err(failed) => {
-            let answer = Ready::Failed {
-                step: failed.step.to_owned(),
-                errno: failed.cause.raw_os_error().unwrap_or(0),
-                detail: failed.detail,
-            };
-            // Nobody listens any more if this fails, and the end is the same.
-            let _ = write_frame(&mut to, &answer, &[]);
-            return ExitCode::from(1);
+    let Ok((from, to)) = prepare(stdio) else { return ExitCode::from(SENSELESS) };
+    let mut worker = Worker { from, to, socket: !stdio };
+    match come_up(&mut worker) {
+        Ok((place, claim)) => {
+            serve::serve(worker.from, worker.to, claim);
+            if place == Place::Bare {
+                // Without a process namespace nothing else ends what was started.
+                reaper::kill_all();
+            }
+            ExitCode::SUCCESS
         }
-    };
-    if write_frame(&mut to, &answer, &[]).is_err() {
-        return ExitCode::from(1);
+        Err(code) => code,
     }
-    let bare = setup.place == Place::Bare;
-    serve::serve(from, to, setup);
-    if bare {
-        // Without a process namespace nothing else ends what was started.
-        reaper::kill_all();
+}
+
+/// Where the worker is heard, and where it hears.
+struct Worker {
+    from: File,
+    to: File,
+    /// Whether descriptors can come with what it says.
+    socket: bool,
+}
+
+/// What was said makes no sense, or nobody said anything.
+const SENSELESS: u8 = 2;
+
+/// Builds the sandbox, waits for its session and seals it; a failure has been told to whoever listens.
+fn come_up(worker: &mut Worker) -> Result<(Place, Claim), ExitCode> {
+    let senseless = |_| ExitCode::from(SENSELESS);
+    let gone = |_| ExitCode::FAILURE;
+    let (setup, base, descriptors) = receive::<Setup>(worker).map_err(senseless)?;
+    if setup.version != VERSION {
+        return Err(ExitCode::from(SENSELESS));
     }
-    ExitCode::SUCCESS
+    if setup.place != Place::Own {
+        write_frame(&mut worker.to, &Ready::Built { notes: Vec::new() }, &[]).map_err(gone)?;
+        let (claim, seal, _) = receive::<Claim>(worker).map_err(senseless)?;
+        let entered = match setup.place {
+            Place::Bare => given::settle(&setup, &claim),
+            Place::Own | Place::Given => given::enter(&setup, &claim, [&base, &seal]),
+        };
+        let entered = tell(worker, entered)?;
+        let up = Ready::Up {
+            landlock_abi: entered.landlock_abi,
+            seccomp: entered.seccomp,
+            filtered: entered.filtered,
+            notes: entered.notes,
+        };
+        write_frame(&mut worker.to, &up, &[]).map_err(gone)?;
+        return Ok((setup.place, claim));
+    }
+    let built = tell(worker, walls::build(&setup, &base, descriptors))?;
+    write_frame(&mut worker.to, &Ready::Built { notes: built.notes.clone() }, &[]).map_err(gone)?;
+    let (claim, seal, descriptors) = receive::<Claim>(worker).map_err(senseless)?;
+    let landlock_abi = tell(worker, walls::claim(built, &claim, &seal, descriptors))?;
+    let up = Ready::Up { landlock_abi, seccomp: true, filtered: false, notes: Vec::new() };
+    write_frame(&mut worker.to, &up, &[]).map_err(gone)?;
+    Ok((setup.place, claim))
+}
+
+/// What was made; or else the worker is told why not.
+fn tell<T>(worker: &mut Worker, made: Result<T, walls::Failed>) -> Result<T, ExitCode> {
+    made.map_err(|failed| {
+        let errno = failed.cause.raw_os_error().unwrap_or(0);
+        let answer = Ready::Failed { step: failed.step.to_owned(), errno, detail: failed.detail };
+        // Nobody listens any more if this fails, and the end is the same.
+        let _ = write_frame(&mut worker.to, &answer, &[]);
+        ExitCode::FAILURE
+    })
 }
 
 /// Takes what the worker's way of starting this process has left: its own descriptors must not reach commands, and signals
@@ -122,27 +155,24 @@ fn close_from(first: RawFd) -> std::io::Result<()> {
     }
 }
 
-/// Reads the first frame, and the descriptors that come with it through a socket.
-fn receive_setup(from: &mut File, socket: bool) -> std::io::Result<(Setup, Vec<OwnedFd>)> {
+/// Reads a frame with its raw bytes, and the descriptors that come with it through a socket.
+fn receive<T: DeserializeOwned>(worker: &mut Worker) -> std::io::Result<(T, Vec<u8>, Vec<OwnedFd>)> {
     let mut descriptors = Vec::new();
     let mut length = [0; 4];
-    if socket {
+    if worker.socket {
         let mut have = 0;
         while have < length.len() {
-            let read = sys::receive(from.as_raw_fd(), &mut length[have..], &mut descriptors)?;
+            let read = sys::receive(worker.from.as_raw_fd(), &mut length[have..], &mut descriptors)?;
             if read == 0 {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
             have += read;
         }
     } else {
-        from.read_exact(&mut length)?;
+        worker.from.read_exact(&mut length)?;
     }
     let mut frame = vec![0; check_length(length)?];
-    from.read_exact(&mut frame)?;
-    let (setup, _): (Setup, _) = decode(&frame)?;
-    if setup.version != VERSION {
-        return Err(std::io::ErrorKind::InvalidData.into());
-    }
-    Ok((setup, descriptors))
+    worker.from.read_exact(&mut frame)?;
+    let (header, raw) = decode(&frame)?;
+    Ok((header, raw.to_vec(), descriptors))
 }

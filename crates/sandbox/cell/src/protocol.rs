@@ -1,8 +1,8 @@
 //! What the sandbox crate and the cell say to each other.
 //!
 //! A frame is a length (u32, little-endian) that counts what follows, the length of the header (u32), the header as JSON,
-//! and raw bytes. The first frame to the cell is [`Setup`]; it answers with [`Ready`]. From then on frames carry
-//! [`Request`]s one way and [`Reply`]s the other.
+//! and raw bytes. The first frame to the cell is [`Setup`], the second [`Claim`]; it
+//! answers each with [`Ready`]. From then on frames carry [`Request`]s one way and [`Reply`]s the other.
 
 use std::io::{self, Read, Write};
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Raised with every change of a frame; both ends are built together, so they must be equal.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The longest frame: a document of 20 MiB in base64, and room.
 pub const MAX_FRAME: usize = 32 << 20;
 
@@ -27,42 +27,39 @@ pub fn charge(bytes: usize) -> u64 {
     (bytes as u64).max(LEAST_CHARGE)
 }
 
-/// Describes the sandbox to the cell.
+/// The first frame: all that does not depend on whose sandbox it will be. Its raw bytes are the filter that holds from then
+/// on, as [`filter_bytes`] writes it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Setup {
     /// [`VERSION`].
     pub version: u32,
     /// Whose walls the sandbox has.
     pub place: Place,
-    /// The working directory of commands and tools.
-    pub workdir: String,
-    /// What is mounted where, in order. Sources are read-only unless they say otherwise.
+    /// Layers of the root, topmost first; with none of them the root is empty and in memory.
+    pub layers: Vec<Source>,
+    /// What is mounted where, in order.
     pub binds: Vec<Bind>,
     /// Symbolic links in the root: name and target.
     pub links: Vec<(String, String)>,
     /// Files to write into the root: path and content.
     pub files: Vec<(String, String)>,
-    /// Size of `/tmp` and of the home directory, in bytes.
+    /// Size of `/tmp` and of the home directory, each, in bytes.
     pub tmp_bytes: u64,
-    /// The host name.
-    pub hostname: String,
-    /// The environment of commands.
-    pub env: Vec<(String, String)>,
+    /// Size of `/dev/shm`, in bytes.
+    pub shm_bytes: u64,
     /// Resource limits: the number of the resource and its limit. Only ever lowered.
     pub rlimits: Vec<(u32, u64)>,
-    /// Filters for seccomp, each a classic BPF program, installed in order.
-    pub seccomp: Vec<Vec<u64>>,
-    /// Roots that the file tools may use, with whether they may write there.
-    pub roots: Vec<(String, bool)>,
     /// Whether to apply Landlock.
     pub landlock: bool,
+    /// Whether everything that a [`Claim`] mounts comes as a descriptor, so that the host can be left at once.
+    pub leave_early: bool,
 }
 
 /// Whose walls the sandbox has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
-    /// The cell builds them: mounts, links, files and the host name of the setup are its work.
+    /// The cell builds them: mounts, links, files and the host name are its work.
     Own,
     /// A container runtime has built them. The cell checks that it was left no privilege, and adds the filters that it
     /// can.
@@ -71,7 +68,24 @@ pub enum Place {
     Bare,
 }
 
-/// A mount.
+/// The second frame: whose sandbox it is. Its raw bytes are the filter that takes the rest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Claim {
+    /// What is mounted where, in order.
+    pub binds: Vec<Bind>,
+    /// Layered places.
+    pub overlays: Vec<Overlay>,
+    /// The host name.
+    pub hostname: String,
+    /// The environment of commands.
+    pub env: Vec<(String, String)>,
+    /// The working directory of commands and tools.
+    pub workdir: String,
+    /// Roots that the file tools may use, with whether they may write there.
+    pub roots: Vec<(String, bool)>,
+}
+
+/// A mount. Sources are read-only unless they say otherwise.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Bind {
     /// Where it comes from.
@@ -88,21 +102,37 @@ pub struct Bind {
     pub devices: bool,
 }
 
+/// A mount of layers of which the uppermost is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Overlay {
+    /// What is only read, topmost first.
+    pub lower: Vec<Source>,
+    /// A directory with `upper` and `work` in it.
+    pub upper: Source,
+    /// Where it goes.
+    pub target: String,
+}
+
 /// Where a mount comes from.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
     /// A path of the host that the sandbox's own user can reach.
     Path(String),
-    /// The n-th descriptor that came with the frame: a detached mount.
+    /// The n-th descriptor that came with the frame: a detached mount with all its attributes.
     Descriptor(usize),
 }
 
-/// The cell's answer to [`Setup`].
+/// What the cell says before it takes requests: twice when all goes well.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ready {
-    /// The sandbox is up.
+    /// The walls are there: the answer to [`Setup`].
+    Built {
+        /// What could not be done and was not required.
+        notes: Vec<String>,
+    },
+    /// The sandbox is sealed and up: the answer to [`Claim`].
     Up {
         /// The Landlock ABI in force; zero when there is none.
         landlock_abi: i32,
@@ -122,6 +152,17 @@ pub enum Ready {
         /// What was being done.
         detail: String,
     },
+}
+
+/// A classic BPF program as raw bytes: eight for each instruction, as the kernel lays it out in `struct sock_filter`.
+pub fn filter_bytes(program: &[(u16, u8, u8, u32)]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(program.len() * 8);
+    for &(code, jt, jf, k) in program {
+        bytes.extend_from_slice(&code.to_ne_bytes());
+        bytes.extend_from_slice(&[jt, jf]);
+        bytes.extend_from_slice(&k.to_ne_bytes());
+    }
+    bytes
 }
 
 /// What the cell is asked.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use palisade_cell::{Reply, Request, Setup, decode, read_frame, write_frame};
+use palisade_cell::{Claim, Reply, Request, decode, read_frame, write_frame};
 use serde_json::Value;
 
 use crate::exec::{self, Running, Wanted};
@@ -55,11 +55,11 @@ impl Link {
 }
 
 /// Serves until the worker is gone. Nothing here waits for anything inside the sandbox.
-pub(crate) fn serve(mut from: File, to: File, setup: Setup) {
+pub(crate) fn serve(mut from: File, to: File, claim: Claim) {
     let link = Arc::new(Link { back: Mutex::new(to), commands: Mutex::new(HashMap::new()) });
-    let Ok(shell) = Shell::new(setup.env.clone(), setup.workdir.clone(), link.clone()) else { return };
+    let Ok(shell) = Shell::new(claim.env.clone(), claim.workdir.clone(), link.clone()) else { return };
     let shell = Arc::new(shell);
-    let Some(pool) = Pool::start(Roots::new(&setup.workdir, &setup.roots), link.clone()) else { return };
+    let Some(pool) = Pool::start(Roots::new(&claim.workdir, &claim.roots), link.clone()) else { return };
     // A malformed frame means that the two ends no longer understand each other: the end, as with a closed socket.
     while let Ok(Some(frame)) = read_frame(&mut from) {
         let Ok((request, raw)) = decode::<Request>(&frame) else { return };
@@ -72,14 +72,14 @@ pub(crate) fn serve(mut from: File, to: File, setup: Setup) {
             }
             Request::Tool { id, name, input, .. } => pool.submit(Job { id, name, input }),
             Request::Exec { id, argv, env, cwd, stdin, timeout_ms } => {
-                let cwd = if cwd.is_empty() { setup.workdir.clone() } else { cwd };
+                let cwd = if cwd.is_empty() { claim.workdir.clone() } else { cwd };
                 let wanted = Wanted { id, argv, env, cwd, stdin, timeout_ms };
                 // The command is known before it can end, so that its end removes it.
                 let mut commands = link.commands();
                 let started = if commands.len() >= LIMIT {
                     Err(std::io::Error::other("too many commands at once in this sandbox"))
                 } else {
-                    exec::start(wanted, &setup.env, &link)
+                    exec::start(wanted, &claim.env, &link)
                 };
                 match started {
                     Ok(running) => {

@@ -14,12 +14,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use palisade_cell::Setup;
+use palisade_cell::{Claim, Setup};
 
 use self::engine::Engine;
 use self::order::Order;
 use crate::handshake::{self, Up};
-use crate::native::{self, Identity};
+use crate::native::{self, INSIDE};
 use crate::sandbox::{Body, Sink, Source};
 use crate::scratch::{self, Scratch};
 use crate::{Capabilities, Driver, Error, Facility, Limits, Report, Rootfs, Sandbox, Spec, Status, Usage, Workspace};
@@ -83,14 +83,17 @@ impl Docker {
             let why = "the docker driver's root file system is its image; give that to the driver".to_owned();
             return Err(Error::Spec(why));
         }
+        if !spec.gpus.is_empty() {
+            return Err(Error::Spec("the docker driver passes no GPU on".to_owned()));
+        }
         if let Workspace::Layered { .. } = spec.workspace {
             return Err(Error::Spec("the docker driver has no workspaces in layers".to_owned()));
         }
-        let setup = handshake::given(&spec, false)?;
+        let frames = handshake::given(&spec, false);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let order = Order::new(&spec, &self.options, &self.image, &self.scratch, self.engine.is_podman(), number)?;
         let (limits, require) = (spec.limits.clone(), spec.require.clone());
-        let given = tokio::task::spawn_blocking(move || Identity::shared(&spec)).await;
+        let given = tokio::task::spawn_blocking(move || give(&spec)).await;
         given.map_err(|_| Error::Ended)??;
         let id = self.engine.create(&order).await?;
         let container = Container {
@@ -100,7 +103,7 @@ impl Docker {
             ended: false,
             _scratch: self.scratch.clone(),
         };
-        match self.enter(&container, &order, &setup).await {
+        match self.enter(&container, &order, &frames).await {
             Ok((up, reader, writer)) => {
                 let mut report = self.report(&limits, up);
                 report.startup = began.elapsed();
@@ -118,11 +121,16 @@ impl Docker {
         }
     }
 
-    async fn enter(&self, container: &Container, order: &Order, setup: &Setup) -> Result<(Up, Source, Sink), Error> {
+    async fn enter(
+        &self,
+        container: &Container,
+        order: &Order,
+        frames: &(Setup, Claim),
+    ) -> Result<(Up, Source, Sink), Error> {
         let (mut reader, mut writer) = self.engine.attach(&container.id).await?;
         self.engine.start(&container.id).await?;
         verify::verify(order, &self.engine.inspect(&container.id).await?, self.engine.is_podman())?;
-        let up = handshake::greet(&mut reader, &mut writer, setup).await?;
+        let up = handshake::greet(&mut reader, &mut writer, frames).await?;
         if !up.filtered {
             let wanted = "a system-call profile".to_owned();
             return Err(Error::Hardening { field: "SecurityOpt", wanted, found: "none".to_owned() });
@@ -186,6 +194,18 @@ impl Driver for Docker {
     async fn create(&self, spec: Spec) -> Result<Sandbox, Error> {
         self.start(spec).await
     }
+}
+
+/// Makes what the sandbox may write its user's: the engine maps nobody unless it is set up so.
+fn give(spec: &Spec) -> Result<(), Error> {
+    if !native::is_root() {
+        return Ok(());
+    }
+    let memory = spec.memory.iter().filter(|mount| !mount.read_only).map(|mount| mount.host.as_path());
+    for path in [spec.workspace.written(), &spec.outputs].into_iter().chain(memory) {
+        native::give(path, INSIDE).map_err(|cause| Error::Directory { path: path.to_owned(), cause: cause.into() })?;
+    }
+    Ok(())
 }
 
 /// A container, from the engine's side.

@@ -64,7 +64,7 @@ impl Order {
             "AutoRemove": true,
             // The conversation with the cell is nobody's log.
             "LogConfig": {"Type": "none"},
-            "ShmSize": 64 << 20,
+            "ShmSize": spec.limits.shm_bytes,
             "Tmpfs": tmpfs(spec.limits.tmp_bytes),
             "Ulimits": ulimits(spec),
         });

@@ -41,6 +41,7 @@ pub(crate) struct Place {
 /// A sandbox's groups.
 #[derive(Debug, Default)]
 pub(crate) struct Cgroups {
+    name: String,
     memory: Option<Group>,
     pids: Option<Group>,
     cpu: Option<Group>,
@@ -196,28 +197,36 @@ fn find(mounts: &str, own: &str) -> Layout {
 }
 
 impl Cgroups {
-    /// Makes the groups that the limits ask for and the machine allows, and those that freeze and count.
-    pub(crate) fn create(limits: &Limits) -> Result<Cgroups, Error> {
+    /// Makes the group that the sandbox is born in, where there is a unified hierarchy; the others come with
+    /// [`Cgroups::fill`].
+    pub(crate) fn birthplace() -> Result<Cgroups, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let layout = layout();
         let name = format!("palisade-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut groups = Cgroups::default();
-        let done = groups.fill(limits, layout, &name);
-        match done {
-            Ok(()) => Ok(groups),
-            Err(why) => {
-                groups.remove();
-                Err(why)
-            }
+        let mut groups = Cgroups { name, ..Cgroups::default() };
+        if let Some(directory) = &layout().unified {
+            let place = Place { directory: directory.clone(), unified: true };
+            groups.unified = Some(groups.make(&place)?.directory);
         }
+        Ok(groups)
     }
 
-    fn fill(&mut self, limits: &Limits, layout: &Layout, name: &str) -> Result<(), Error> {
-        if let Some(directory) = &layout.unified {
-            self.unified = Some(self.make(&Place { directory: directory.clone(), unified: true }, name)?.directory);
-        }
+    /// The group that a process can be born in.
+    pub(super) fn descriptor(&self) -> Result<Option<fs::File>, Error> {
+        let open =
+            |group: &PathBuf| fs::File::open(group).map_err(|cause| Error::Cgroup { path: group.clone(), cause });
+        self.unified.as_ref().map(open).transpose()
+    }
+
+    /// Whether the sandbox was born in a group.
+    pub(super) fn is_born(&self) -> bool {
+        self.unified.is_some()
+    }
+
+    /// Makes the groups that the limits ask for and the machine allows, and those that freeze and count.
+    pub(crate) fn fill(&mut self, limits: &Limits) -> Result<(), Error> {
+        let layout = layout();
         if let (Some(bytes), Some(place)) = (limits.memory_bytes, &layout.memory) {
-            let group = self.make(place, name)?;
+            let group = self.make(place)?;
             write(&group.file("memory.limit_in_bytes", "memory.max"), &bytes.to_string())?;
             // Memory and swap together in version 1, swap alone in version 2; absent where swap is not accounted.
             let both = if group.unified { 0 } else { bytes };
@@ -229,12 +238,12 @@ impl Cgroups {
             self.memory = Some(group);
         }
         if let (Some(count), Some(place)) = (limits.pids, &layout.pids) {
-            let group = self.make(place, name)?;
+            let group = self.make(place)?;
             write(&group.directory.join("pids.max"), &count.to_string())?;
             self.pids = Some(group);
         }
         if let (true, Some(place)) = (limits.cpu_millis.is_some() || limits.cpu_weight.is_some(), &layout.cpu) {
-            let group = self.make(place, name)?;
+            let group = self.make(place)?;
             if let Some(millis) = limits.cpu_millis {
                 if group.unified {
                     write(&group.directory.join("cpu.max"), &format!("{} 100000", millis * 100))?;
@@ -252,7 +261,7 @@ impl Cgroups {
             self.cpu = Some(group);
         }
         if let (Some(weight), Some(place)) = (limits.io_weight, &layout.io) {
-            let group = self.make(place, name)?;
+            let group = self.make(place)?;
             // Only some schedulers of block devices know weights.
             let file = group.file("blkio.bfq.weight", "io.weight");
             if fs::write(&file, weight.to_string()).is_ok() {
@@ -261,17 +270,17 @@ impl Cgroups {
         }
         if self.unified.is_none() {
             if let Some(place) = &layout.freezer {
-                self.freezer = Some(self.make(place, name)?);
+                self.freezer = Some(self.make(place)?);
             }
             if let Some(place) = &layout.cpuacct {
-                self.cpuacct = Some(self.make(place, name)?);
+                self.cpuacct = Some(self.make(place)?);
             }
         }
         Ok(())
     }
 
-    fn make(&mut self, place: &Place, name: &str) -> Result<Group, Error> {
-        let directory = place.directory.join(name);
+    fn make(&mut self, place: &Place) -> Result<Group, Error> {
+        let directory = place.directory.join(&self.name);
         match fs::create_dir(&directory) {
             Ok(()) => self.all.push(directory.clone()),
             // One directory serves all controllers of the unified hierarchy.
@@ -279,11 +288,6 @@ impl Cgroups {
             Err(cause) => return Err(Error::Cgroup { path: directory, cause }),
         }
         Ok(Group { directory, unified: place.unified })
-    }
-
-    /// The group of the unified hierarchy, which a process can be born in.
-    pub(super) fn birthplace(&self) -> Option<io::Result<fs::File>> {
-        self.unified.as_ref().map(fs::File::open)
     }
 
     /// Moves a process, and what it will start, into all groups but the one that it was born in.

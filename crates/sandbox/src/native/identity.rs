@@ -1,37 +1,41 @@
 //! Whom a sandbox is to the host.
 //!
-//! Inside, everybody is 1000:1000. Outside, with root, each sandbox has a host user of its own, so that two of them can
-//! neither signal each other nor share limits; without root it is the caller, who has nothing else to give.
+//! Inside, programs are 1000:1000. Outside, with root, each sandbox has a range of users of its own, so that two of them can
+//! neither signal each other nor share limits; without root it is the caller, who has nothing else to give. On disk files
+//! have the owners that they have inside: mounts translate, so that nothing is given away when a session comes back as
+//! another range.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fstat, openat, statat};
 
-use crate::{Error, Spec, Status};
+use crate::{Error, Status};
 
 /// The first host user for sandboxes; chosen outside of what distributions and subordinate ranges give out.
-const FIRST: u32 = 1_879_048_192;
-const COUNT: u32 = 1 << 20;
+const FIRST: u32 = 0x7000_0000;
+/// Users of one sandbox: what the files of an image may belong to.
+pub(crate) const RANGE: u32 = 1 << 16;
+/// Sandboxes at a time on one machine.
+const COUNT: u32 = 1 << 15;
 /// The user inside.
 pub(crate) const INSIDE: u32 = 1000;
 /// Directories in directories that are given away; what is deeper stays whose it is.
 const DEEPEST: usize = 128;
 
-/// A host user, for as long as this lives.
+/// Host users, for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Identity {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(super) own: bool,
-    /// A name that only one socket of this machine can have: the user belongs to whoever holds it, and the kernel takes it
-    /// back however that process ends.
-    _claim: Option<UnixDatagram>,
+    /// The host user that is user 0 of the sandbox when it has a range, else its only user.
+    first: u32,
+    group: u32,
+    /// A name that only one socket of this machine can have: the range belongs to whoever holds it, and the kernel takes it
+    /// back however that process ends. None without root.
+    claim: Option<UnixDatagram>,
 }
 
 /// Whether this process may act for other users.
@@ -40,68 +44,78 @@ pub(crate) fn is_root() -> bool {
 }
 
 impl Identity {
-    /// Chooses a user, and makes the directories that the sandbox may write its own.
-    pub(crate) fn take(spec: &Spec) -> Result<Identity, Error> {
+    /// Claims a range of users; without root it is the caller.
+    pub(crate) fn take() -> Result<Identity, Error> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         if !is_root() {
-            let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-            return Ok(Identity { uid, gid, own: false, _claim: None });
+            let (first, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+            return Ok(Identity { first, group, claim: None });
         }
-        let owner = fs::metadata(spec.workspace.written()).map(|meta| meta.uid()).unwrap_or(0);
-        // A workspace that was used before keeps its user, so that its files need not be given away again.
-        let start = if (FIRST..FIRST + COUNT).contains(&owner) {
-            owner
+        // Spread out, so that several workers seldom meet; and not the one that was just let go of.
+        let start = std::process::id().wrapping_mul(2_654_435_761).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        for n in 0..COUNT {
+            let first = FIRST + start.wrapping_add(n) % COUNT * RANGE;
+            match claim(first) {
+                Err(why) if why.kind() == io::ErrorKind::AddrInUse => {}
+                Err(why) => return Err(Error::Identity(why)),
+                Ok(claim) => return Ok(Identity { first, group: first, claim: Some(claim) }),
+            }
+        }
+        Err(Error::Spec("all host users for sandboxes are in use".to_owned()))
+    }
+
+    /// Whether the range belongs to this sandbox alone.
+    pub(super) fn own(&self) -> bool {
+        self.claim.is_some()
+    }
+
+    /// The map of users, and that of groups, as the kernel takes them.
+    pub(crate) fn maps(&self) -> [String; 2] {
+        let count = if self.own() { RANGE } else { 1 };
+        let inside = if self.own() { 0 } else { INSIDE };
+        [self.first, self.group].map(|first| format!("{inside} {first} {count}"))
+    }
+
+    /// The host's number for root inside, with a range.
+    pub(crate) fn root(&self) -> u32 {
+        self.first
+    }
+
+    /// The host's number for the user inside.
+    pub(super) fn user(&self) -> u32 {
+        if self.own() { self.first + INSIDE } else { self.first }
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        if self.own() {
+            Status::Enforced(format!("host users {} to {}", self.first, self.first + RANGE - 1))
         } else {
-            // Spread out, so that several workers seldom meet.
-            FIRST + std::process::id().wrapping_mul(2_654_435_761) % COUNT
-        };
-        let mut users = (0..COUNT).map(|n| FIRST + (start - FIRST + n) % COUNT);
-        let (uid, claim) = users
-            .find_map(|uid| match claim(uid) {
-                Err(why) if why.kind() == io::ErrorKind::AddrInUse => None,
-                done => Some(done.map(|claim| (uid, claim))),
-            })
-            .ok_or_else(|| Error::Spec("all host users for sandboxes are in use".to_owned()))?
-            .map_err(Error::Identity)?;
-        let identity = Identity { uid, gid: uid, own: true, _claim: Some(claim) };
-        identity.give_all(spec)?;
-        Ok(identity)
-    }
-
-    /// The user inside under the same number, where no user is mapped: all such sandboxes share it.
-    pub(crate) fn shared(spec: &Spec) -> Result<Identity, Error> {
-        let identity = Identity { uid: INSIDE, gid: INSIDE, own: false, _claim: None };
-        if is_root() {
-            identity.give_all(spec)?;
+            Status::Unavailable("without root every sandbox is the caller's own user on the host".to_owned())
         }
-        Ok(identity)
     }
+}
 
-    /// Makes the directories that the sandbox may write this user's.
-    fn give_all(&self, spec: &Spec) -> Result<(), Error> {
-        // What is only read, and may be read by everybody, needs no new owner: several sessions can share it.
-        let shared = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.mode() & 0o005 == 0o005);
-        let memory = spec.memory.iter().filter(|mount| !(mount.read_only && shared(&mount.host)));
-        let memory = memory.map(|mount| mount.host.as_path());
-        for path in [spec.workspace.written(), &spec.outputs].into_iter().chain(memory) {
-            self.give(path).map_err(|cause| Error::Directory { path: path.to_owned(), cause: cause.into() })?;
-        }
-        Ok(())
+/// Makes what belongs to root belong to `user`, so that it can be written inside. A tree whose top belongs to somebody else
+/// is left as it is.
+pub(crate) fn give(path: &Path, user: u32) -> rustix::io::Result<()> {
+    let top = openat(rustix::fs::CWD, path, DIRECTORY, Mode::empty())?;
+    if fstat(&top)?.st_uid != 0 {
+        return Ok(());
     }
+    let gift = Gift { user };
+    gift.below(top.as_fd(), 0)?;
+    // Last, so that a top with its new owner means that all of it was given.
+    chownat(&top, c"", gift.owner(), gift.group(), AtFlags::EMPTY_PATH)
+}
 
-    /// Gives a tree to this user. A tree whose top belongs to it already is left alone: the top is given last, so that this
-    /// means that all of it was.
-    fn give(&self, path: &Path) -> rustix::io::Result<()> {
-        let top = openat(rustix::fs::CWD, path, DIRECTORY, Mode::empty())?;
-        if self.has(&fstat(&top)?) {
-            return Ok(());
-        }
-        self.give_below(top.as_fd(), 0)?;
-        chownat(&top, c"", self.owner(), self.group(), AtFlags::EMPTY_PATH)
-    }
+struct Gift {
+    user: u32,
+}
 
+impl Gift {
     /// By descriptors and without following links: another sandbox may hold a part of the tree and turn a directory into a
     /// link at any moment. A file that has several names is left alone, as one of them may be outside.
-    fn give_below(&self, directory: BorrowedFd<'_>, depth: usize) -> rustix::io::Result<()> {
+    fn below(&self, directory: BorrowedFd<'_>, depth: usize) -> rustix::io::Result<()> {
         for entry in Dir::read_from(directory)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -116,7 +130,7 @@ impl Identity {
                 FileType::Directory => {
                     opened = openat(directory, name, DIRECTORY, Mode::empty())?;
                     if depth < DEEPEST {
-                        self.give_below(opened.as_fd(), depth + 1)?;
+                        self.below(opened.as_fd(), depth + 1)?;
                     }
                     &opened
                 }
@@ -137,29 +151,21 @@ impl Identity {
     }
 
     fn has(&self, stat: &Stat) -> bool {
-        stat.st_uid == self.uid && stat.st_gid == self.gid
+        stat.st_uid == self.user && stat.st_gid == self.user
     }
 
     fn owner(&self) -> Option<Uid> {
-        Some(Uid::from_raw(self.uid))
+        Some(Uid::from_raw(self.user))
     }
 
     fn group(&self) -> Option<Gid> {
-        Some(Gid::from_raw(self.gid))
-    }
-
-    pub(crate) fn status(&self) -> Status {
-        if self.own {
-            Status::Enforced(format!("host uid {}", self.uid))
-        } else {
-            Status::Unavailable("without root every sandbox is the caller's own user on the host".to_owned())
-        }
+        Some(Gid::from_raw(self.user))
     }
 }
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-fn claim(uid: u32) -> io::Result<UnixDatagram> {
-    let name = SocketAddr::from_abstract_name(format!("palisade/user/{uid}"))?;
+fn claim(first: u32) -> io::Result<UnixDatagram> {
+    let name = SocketAddr::from_abstract_name(format!("palisade/user/{first}"))?;
     UnixDatagram::bind_addr(&name)
 }

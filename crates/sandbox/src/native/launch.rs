@@ -12,12 +12,12 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use async_trait::async_trait;
 use palisade_cell::encode;
-use tokio::sync::oneshot;
 
 use super::cgroup::Cgroups;
 use super::identity::{INSIDE, Identity};
-use super::root::Root;
-use super::{program, setup};
+use super::idmap::Idmap;
+use super::root::{Root, Session, Sources};
+use super::{Base, program, seccomp, setup};
 use crate::sandbox::Body;
 use crate::{Error, Spec, Usage};
 
@@ -49,59 +49,84 @@ fn launcher() -> &'static SyncSender<Job> {
     })
 }
 
-/// Makes the process and hands it its setup. The answer comes over the socket.
-pub(super) async fn launch(spec: Spec, env: Vec<(String, String)>) -> Result<(Process, UnixStream), Error> {
-    let prepared = tokio::task::spawn_blocking(move || prepare(&spec, env)).await.map_err(|_| Error::Ended)??;
-    let (answer, done) = oneshot::channel();
-    let job: Job = Box::new(move || {
-        // When nobody waits any more the process is dropped here, and with it the sandbox.
-        let _ = answer.send(start(prepared));
+/// Makes a sandbox of what does not depend on the session, and returns before its cell has built it.
+pub(super) async fn launch(base: Base) -> Result<(Process, UnixStream), Error> {
+    tokio::task::spawn_blocking(move || start(&base)).await.map_err(|_| Error::Ended)?
+}
+
+/// Hands the sandbox to its session.
+pub(super) async fn claim(process: Process, stream: UnixStream, spec: Spec) -> Result<(Process, UnixStream), Error> {
+    let claimed = tokio::task::spawn_blocking(move || {
+        let mut stream = stream;
+        hand_over(&process, &mut stream, &spec)?;
+        Ok((process, stream))
     });
-    let sent = tokio::task::spawn_blocking(move || launcher().send(job)).await;
-    sent.map_err(|_| Error::Ended)?.map_err(|_| Error::Ended)?;
-    done.await.map_err(|_| Error::Ended)?
+    claimed.await.map_err(|_| Error::Ended)?
 }
 
-/// All that can be done before the process is there.
-struct Prepared {
-    frame: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
-    cgroups: Cgroups,
-    identity: Identity,
+/// Both at once.
+pub(super) async fn launch_for(base: Base, spec: Spec) -> Result<(Process, UnixStream), Error> {
+    let made = tokio::task::spawn_blocking(move || {
+        let (process, mut stream) = start(&base)?;
+        hand_over(&process, &mut stream, &spec)?;
+        Ok((process, stream))
+    });
+    made.await.map_err(|_| Error::Ended)?
 }
 
-fn prepare(spec: &Spec, env: Vec<(String, String)>) -> Result<Prepared, Error> {
-    let identity = Identity::take(spec)?;
-    let root = Root::plan(spec)?;
-    let setup = setup(spec, env, root.binds, root.links, root.files)?;
-    let frame = encode(&setup, &[]).map_err(Error::Protocol)?;
-    let cgroups = Cgroups::create(&spec.limits)?;
-    Ok(Prepared { frame, descriptors: root.descriptors, cgroups, identity })
-}
-
-fn start(prepared: Prepared) -> Result<(Process, UnixStream), Error> {
+fn start(base: &Base) -> Result<(Process, UnixStream), Error> {
+    let identity = Identity::take()?;
     let program = program::cell().map_err(Error::Program)?;
     let (ours, theirs) = UnixStream::pair().map_err(Error::Socket)?;
     let theirs = high(&theirs).map_err(Error::Socket)?;
     let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(Error::Socket)?;
     let null = high(&null).map_err(Error::Socket)?;
-    let (pid, pidfd) = clone(&Child {
-        socket: theirs.as_raw_fd(),
-        null: null.as_raw_fd(),
-        program: program.as_raw_fd(),
-        groups: prepared.identity.own,
-    })?;
-    drop(theirs);
-    let process = Process { pidfd, pid, cgroups: Some(prepared.cgroups), identity: prepared.identity, reaped: false };
+    let mut cgroups = Cgroups::birthplace()?;
+    let birthplace = cgroups.descriptor()?;
+    let groups = identity.own();
+    // The thread that makes the child is the one whose end would end it, so it is always the same.
+    let (answer, made) = sync_channel(1);
+    let job: Job = Box::new(move || {
+        let child = Child {
+            socket: theirs.as_raw_fd(),
+            null: null.as_raw_fd(),
+            program: program.as_raw_fd(),
+            groups,
+            birthplace: birthplace.as_ref().map(AsRawFd::as_raw_fd),
+        };
+        let _ = answer.send(clone(&child));
+    });
+    launcher().send(job).map_err(|_| Error::Ended)?;
+    let (pid, pidfd) = match made.recv().map_err(|_| Error::Ended)? {
+        Ok(made) => made,
+        Err(why) => {
+            cgroups.remove();
+            return Err(why);
+        }
+    };
+    let born = cgroups.is_born();
+    let mut process = Process { pidfd, pid, cgroups: None, identity, reaped: false };
     // From here on a failure drops the process, which ends it.
+    let filled = cgroups.fill(&base.limits);
+    process.cgroups = Some(cgroups);
     map_user(pid, &process.identity)?;
-    if let Some(cgroups) = &process.cgroups {
-        cgroups.add(pid, false)?;
-    }
     let mut stream = ours;
     stream.write_all(&[1]).map_err(Error::Socket)?;
-    send(&mut stream, &prepared.frame, &prepared.descriptors).map_err(Error::Socket)?;
+    filled?;
+    let mut sources = process.sources()?;
+    let root = Root::plan(&base.rootfs, &base.gpus, &mut sources)?;
+    let frame = encode(&setup(base, root), seccomp::base()).map_err(Error::Protocol)?;
+    send(&mut stream, &frame, &sources.descriptors).map_err(Error::Socket)?;
+    // While the cell builds its walls.
+    process.cgroups()?.add(pid, born)?;
     Ok((process, stream))
+}
+
+fn hand_over(process: &Process, stream: &mut UnixStream, spec: &Spec) -> Result<(), Error> {
+    let mut sources = process.sources()?;
+    let session = Session::plan(spec, &mut sources)?;
+    let frame = encode(&super::claim(spec, session), seccomp::seal()).map_err(Error::Protocol)?;
+    send(stream, &frame, &sources.descriptors).map_err(Error::Socket)
 }
 
 /// A descriptor above those that the child rearranges.
@@ -110,16 +135,17 @@ fn high(fd: &impl AsFd) -> io::Result<OwnedFd> {
 }
 
 fn map_user(pid: i32, identity: &Identity) -> Result<(), Error> {
-    let write = |name: &str, content: String| fs::write(format!("/proc/{pid}/{name}"), content).map_err(Error::UserMap);
-    if !identity.own {
+    let write = |name: &str, content: &str| fs::write(format!("/proc/{pid}/{name}"), content).map_err(Error::UserMap);
+    if !identity.own() {
         // Required of those who map their own group.
-        write("setgroups", "deny".to_owned())?;
+        write("setgroups", "deny")?;
     }
-    write("uid_map", format!("{INSIDE} {} 1", identity.uid))?;
-    write("gid_map", format!("{INSIDE} {} 1", identity.gid))
+    let [users, groups] = identity.maps();
+    write("uid_map", &users)?;
+    write("gid_map", &groups)
 }
 
-/// Sends the first frame with its descriptors.
+/// Sends a frame with its descriptors.
 fn send(stream: &mut UnixStream, frame: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
@@ -138,6 +164,8 @@ struct Child {
     null: RawFd,
     program: RawFd,
     groups: bool,
+    /// The control group that it is born in.
+    birthplace: Option<RawFd>,
 }
 
 /// Whether this kernel has time namespaces (Linux 5.6, when configured).
@@ -162,6 +190,11 @@ fn clone(child: &Child) -> Result<(i32, OwnedFd), Error> {
     arguments.flags = u64::from(flags.unsigned_abs());
     arguments.pidfd = (&raw mut pidfd) as u64;
     arguments.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    if let Some(birthplace) = child.birthplace {
+        const INTO_CGROUP: u64 = 0x2_0000_0000; // CLONE_INTO_CGROUP
+        arguments.flags |= INTO_CGROUP;
+        arguments.cgroup = u64::try_from(birthplace).unwrap_or(0);
+    }
     // SAFETY: without CLONE_VM the child has its own copy of this memory, and the arguments live through the call. The
     // child makes nothing but system calls until it executes another program, so that no lock that another thread held
     // at this moment can matter.
@@ -191,7 +224,6 @@ const ORPHAN: i32 = 101;
 const GROUPS: i32 = 102;
 const USER: i32 = 103;
 const EXECUTE: i32 = 104;
-const CGROUP: i32 = 105;
 
 /// The child's side: waits for its user, keeps the capabilities over the execution of the cell, and executes it.
 ///
@@ -211,10 +243,6 @@ unsafe fn become_cell(child: &Child) -> ! {
             libc::syscall(libc::SYS_exit_group, ORPHAN);
         }
         libc::syscall(libc::SYS_setsid);
-        // Only now, in its control groups: what it sees as their root is its own, not the worker's.
-        if libc::syscall(libc::SYS_unshare, libc::CLONE_NEWCGROUP) != 0 {
-            libc::syscall(libc::SYS_exit_group, CGROUP);
-        }
         if child.groups && libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) != 0 {
             libc::syscall(libc::SYS_exit_group, GROUPS);
         }
@@ -256,6 +284,12 @@ unsafe fn become_cell(child: &Child) -> ! {
 }
 
 impl Process {
+    /// Where its mounts come from.
+    fn sources(&self) -> Result<Sources<'_>, Error> {
+        let idmap = self.identity.own().then(|| Idmap::of(&self.identity, self.pid)).transpose()?;
+        Ok(Sources::new(idmap))
+    }
+
     pub(crate) fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -277,7 +311,6 @@ impl Process {
             Some(GROUPS) => "giving up the worker's groups",
             Some(USER) => "becoming the sandbox's user",
             Some(EXECUTE) => "executing the cell's program",
-            Some(CGROUP) => "making a control group namespace",
             _ => return Error::Ended,
         };
         let cause = io::Error::other("refused by the system; see `palisade doctor` for what this machine allows");

@@ -2,6 +2,7 @@
 
 mod cgroup;
 mod identity;
+mod idmap;
 mod launch;
 mod program;
 mod root;
@@ -13,16 +14,17 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use palisade_cell::{Place, Ready, Setup, VERSION};
+use palisade_cell::{Claim, Place, Ready, Setup, VERSION, encode};
 use tokio::net::UnixStream;
 
 use crate::sandbox::{Source, ready};
-use crate::{Capabilities, Driver, Error, Facility, Report, Sandbox, Spec, Status};
+use crate::{Capabilities, Driver, Error, Facility, Limits, Report, Rootfs, Sandbox, Spec, Status, Workspace};
 
 pub(crate) use cgroup::{Cgroups, layout as cgroups};
-pub(crate) use identity::{INSIDE, Identity, is_root};
+pub(crate) use identity::{INSIDE, Identity, RANGE, give, is_root};
+pub(crate) use idmap::Idmap;
 pub(crate) use program::{CELL, cell};
-pub(crate) use root::Root;
+pub(crate) use root::{Root, names, own_directory};
 
 /// Whether the cell's program can be prepared.
 pub(crate) fn program() -> io::Result<()> {
@@ -64,7 +66,9 @@ impl Driver for Native {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             rootless: true,
+            snapshot: true,
             freeze: true,
+            gpu: true,
             user_namespaces: true,
             network_isolation: true,
             resource_limits: true,
@@ -77,23 +81,24 @@ impl Driver for Native {
         check(&spec)?;
         let require = spec.require.clone();
         let limits = spec.limits.clone();
-        let env = environment(&spec);
-        let (process, stream) = launch::launch(spec, env.clone()).await?;
+        let (process, stream) = launch::launch_for(Base::of(&spec), spec).await?;
         stream.set_nonblocking(true).map_err(Error::Socket)?;
         let (reader, writer) = UnixStream::from_std(stream).map_err(Error::Socket)?.into_split();
         let mut reader: Source = Box::new(reader);
-        let ready = tokio::time::timeout(START, ready(&mut reader)).await;
-        let ready = match ready.map_err(|_| Error::Timeout(START.as_secs()))? {
-            Err(Error::Ended) => {
-                let autopsy = tokio::task::spawn_blocking(move || process.autopsy()).await;
-                return Err(autopsy.unwrap_or(Error::Ended));
-            }
-            ready => ready?,
-        };
-        let (landlock_abi, notes) = match ready {
-            Ready::Up { landlock_abi, notes, .. } => (landlock_abi, notes),
-            Ready::Failed { step, errno, detail } => {
-                return Err(Error::Build { step, detail, cause: io::Error::from_raw_os_error(errno) });
+        let mut notes = Vec::new();
+        let landlock_abi = loop {
+            let ready = tokio::time::timeout(START, ready(&mut reader)).await;
+            match ready.map_err(|_| Error::Timeout(START.as_secs()))? {
+                Ok(Ready::Built { notes: said }) => notes = said,
+                Ok(Ready::Up { landlock_abi, .. }) => break landlock_abi,
+                Ok(Ready::Failed { step, errno, detail }) => {
+                    return Err(Error::Build { step, detail, cause: io::Error::from_raw_os_error(errno) });
+                }
+                Err(Error::Ended) => {
+                    let autopsy = tokio::task::spawn_blocking(move || process.autopsy()).await;
+                    return Err(autopsy.unwrap_or(Error::Ended));
+                }
+                Err(why) => return Err(why),
             }
         };
         let mut report = Report { notes, startup: began.elapsed(), ..Report::default() };
@@ -148,8 +153,29 @@ pub(crate) fn check(spec: &Spec) -> Result<(), Error> {
     for path in [spec.workspace.written(), &spec.outputs].into_iter().chain(memory) {
         directory(path)?;
     }
-    if let crate::Rootfs::Directory(path) = &spec.rootfs {
-        directory(path)?;
+    if let Workspace::Layered { lower, .. } = &spec.workspace {
+        if lower.is_empty() {
+            return Err(Error::Spec("the workspace has no lower layer: name at least an empty directory".to_owned()));
+        }
+        lower.iter().try_for_each(|path| directory(path))?;
+    }
+    match &spec.rootfs {
+        Rootfs::Host => {}
+        Rootfs::Directory(path) => directory(path)?,
+        Rootfs::Layers(layers) => layers.iter().try_for_each(|path| directory(path))?,
+    }
+    for gpu in &spec.gpus {
+        let known =
+            ["nvidia", "dri/renderD", "dri/card", "kfd", "accel/accel"].iter().any(|kind| gpu.starts_with(kind));
+        let plain = gpu.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'/'));
+        let there = std::fs::symlink_metadata(Path::new("/dev").join(gpu))
+            .is_ok_and(|meta| std::os::unix::fs::FileTypeExt::is_char_device(&meta.file_type()));
+        if !(known && plain) {
+            return Err(Error::Spec(format!("gpu {gpu:?}: name a device such as nvidia0 or dri/renderD128")));
+        }
+        if !there {
+            return Err(Error::Spec(format!("gpu {gpu:?}: there is no /dev/{gpu} on this machine")));
+        }
     }
     Ok(())
 }
@@ -195,14 +221,23 @@ fn rlimits_are_own() -> bool {
     })
 }
 
-/// The setup frame for a spec; `binds` are the mounts of the places that may be written.
-pub(crate) fn setup(
-    spec: &Spec,
-    env: Vec<(String, String)>,
-    binds: Vec<palisade_cell::Bind>,
-    links: Vec<(String, String)>,
-    files: Vec<(String, String)>,
-) -> Result<Setup, Error> {
+/// What of a spec does not depend on the session: sandboxes of the same base are the same until they are claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Base {
+    rootfs: Rootfs,
+    limits: Limits,
+    gpus: Vec<String>,
+}
+
+impl Base {
+    fn of(spec: &Spec) -> Base {
+        Base { rootfs: spec.rootfs.clone(), limits: spec.limits.clone(), gpus: spec.gpus.clone() }
+    }
+}
+
+/// The first frame.
+fn setup(base: &Base, root: Root) -> Setup {
+    let limits = &base.limits;
     let mut rlimits = vec![
         // One, not zero: zero still feeds a host's dump handler when `core_pattern` is a pipe, one never does (core(5)).
         (libc::RLIMIT_CORE, 1),
@@ -213,25 +248,49 @@ pub(crate) fn setup(
     ];
     // Counted per user namespace since Linux 5.14, and thus per sandbox; before, per user of the host.
     if rlimits_are_own() {
-        rlimits.extend(spec.limits.pids.map(|limit| (libc::RLIMIT_NPROC, limit)));
+        rlimits.extend(limits.pids.map(|limit| (libc::RLIMIT_NPROC, limit)));
     }
-    rlimits.extend(spec.limits.open_files.map(|limit| (libc::RLIMIT_NOFILE, limit)));
-    rlimits.extend(spec.limits.file_bytes.map(|limit| (libc::RLIMIT_FSIZE, limit)));
-    let mut roots = vec![("/workspace".to_owned(), true), ("/mnt/session/outputs".to_owned(), true)];
-    roots.extend(spec.memory.iter().map(|mount| (format!("/mnt/memory/{}", mount.name), !mount.read_only)));
-    Ok(Setup {
+    rlimits.extend(limits.open_files.map(|limit| (libc::RLIMIT_NOFILE, limit)));
+    rlimits.extend(limits.file_bytes.map(|limit| (libc::RLIMIT_FSIZE, limit)));
+    Setup {
         version: VERSION,
         place: Place::Own,
-        workdir: "/workspace".to_owned(),
-        binds,
-        links,
-        files,
-        tmp_bytes: spec.limits.tmp_bytes,
-        hostname: spec.hostname.clone(),
-        env,
+        layers: root.layers,
+        binds: root.binds,
+        links: root.links,
+        files: root.files,
+        tmp_bytes: limits.tmp_bytes,
+        shm_bytes: limits.shm_bytes,
         rlimits,
-        seccomp: seccomp::filters()?.clone(),
-        roots,
         landlock: true,
-    })
+        leave_early: is_root(),
+    }
+}
+
+/// The second frame.
+fn claim(spec: &Spec, session: root::Session) -> Claim {
+    let mut roots = vec![("/workspace".to_owned(), true), ("/mnt/session/outputs".to_owned(), true)];
+    roots.extend(spec.memory.iter().map(|mount| (format!("/mnt/memory/{}", mount.name), !mount.read_only)));
+    Claim {
+        binds: session.binds,
+        overlays: session.overlays,
+        hostname: spec.hostname.clone(),
+        env: environment(spec),
+        workdir: "/workspace".to_owned(),
+        roots,
+    }
+}
+
+/// Both frames of a sandbox whose walls are somebody else's, for a change before they are encoded.
+pub(crate) fn frames(spec: &Spec) -> (Setup, Claim) {
+    let mut setup = setup(&Base::of(spec), Root::default());
+    setup.place = Place::Given;
+    (setup, claim(spec, root::Session::default()))
+}
+
+/// The two as bytes, with the filters that go with them.
+pub(crate) fn encoded((setup, claim): &(Setup, Claim)) -> Result<Vec<u8>, Error> {
+    let mut bytes = encode(setup, seccomp::base()).map_err(Error::Protocol)?;
+    bytes.extend(encode(claim, seccomp::seal()).map_err(Error::Protocol)?);
+    Ok(bytes)
 }

@@ -1,23 +1,44 @@
 //! What is mounted where.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::path::{Path, PathBuf};
 
-use palisade_cell::{Bind, Source};
-use rustix::mount::{OpenTreeFlags, open_tree};
+use palisade_cell::{Bind, Overlay, Source};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2};
 
-use super::identity;
-use crate::{Error, Rootfs, Spec};
+use super::identity::{self, INSIDE, give};
+use super::idmap::Idmap;
+use crate::{Error, Rootfs, Spec, Workspace};
 
-/// Mounts, links and files of a sandbox's root, and the descriptors that some of the mounts come from.
+/// Where mounts come from: with root they are made here, as the sandbox's user need not be able to walk to them; without it
+/// the cell makes them from paths.
+pub(super) struct Sources<'a> {
+    idmap: Option<Idmap<'a>>,
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+impl<'a> Sources<'a> {
+    pub(super) fn new(idmap: Option<Idmap<'a>>) -> Sources<'a> {
+        Sources { idmap, descriptors: Vec::new() }
+    }
+
+    fn add(&mut self, path: &Path, writable: bool) -> Result<Source, Error> {
+        let Some(idmap) = &self.idmap else { return path_source(path) };
+        self.descriptors.push(idmap.mount(path, writable)?);
+        Ok(Source::Descriptor(self.descriptors.len() - 1))
+    }
+}
+
+/// What of a sandbox's root is the same for every session.
 #[derive(Debug, Default)]
 pub(crate) struct Root {
+    pub(super) layers: Vec<Source>,
     pub(crate) binds: Vec<Bind>,
     pub(crate) links: Vec<(String, String)>,
     pub(crate) files: Vec<(String, String)>,
-    pub(super) descriptors: Vec<OwnedFd>,
 }
 
 /// Directories of the host that hold programs and libraries.
@@ -45,40 +66,62 @@ const HOST_ETC: &[&str] = &[
     "ssl/openssl.cnf",
     "terminfo",
 ];
-/// Names in a root file system that the sandbox has of its own.
-const OWN: &[&str] = &["dev", "proc", "sys", "tmp", "run", "home", "workspace", "mnt"];
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
+/// What else the devices of one maker need.
+const COMPANIONS: &[(&str, &[&str])] =
+    &[("nvidia", &["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset"]), ("dri/", &["kfd"])];
+/// The longest file of users that is read.
+const LONGEST: u64 = 1 << 20;
 
 impl Root {
-    pub(super) fn plan(spec: &Spec) -> Result<Root, Error> {
+    pub(super) fn plan(rootfs: &Rootfs, gpus: &[String], sources: &mut Sources<'_>) -> Result<Root, Error> {
         let mut root = Root::default();
-        match &spec.rootfs {
+        match rootfs {
             Rootfs::Host => root.host()?,
-            Rootfs::Directory(path) => root.directory(path)?,
-            Rootfs::Layers(_) => return Err(Error::Spec("layers are mounted by the next change".to_owned())),
+            Rootfs::Directory(path) => root.layers(std::slice::from_ref(path), sources)?,
+            Rootfs::Layers(layers) => root.layers(layers, sources)?,
         }
         for name in DEVICES {
-            root.binds.push(Bind {
-                source: Source::Path(format!("/dev/{name}")),
-                target: format!("/dev/{name}"),
-                writable: true,
-                directory: false,
-                optional: *name == "tty",
-                devices: true,
-            });
+            root.device(name, *name == "tty");
         }
-        root.writable(spec.workspace.written(), "/workspace", true)?;
-        root.writable(&spec.outputs, "/mnt/session/outputs", true)?;
-        for mount in &spec.memory {
-            root.writable(&mount.host, &format!("/mnt/memory/{}", mount.name), !mount.read_only)?;
+        for name in gpus {
+            root.device(name, false);
+            let companions = COMPANIONS.iter().filter(|(prefix, _)| name.starts_with(prefix));
+            for companion in companions.flat_map(|(_, names)| *names) {
+                if !root.binds.iter().any(|bind| bind.target == format!("/dev/{companion}")) {
+                    root.device(companion, true);
+                }
+            }
         }
         Ok(root)
+    }
+
+    fn device(&mut self, name: &str, optional: bool) {
+        self.binds.push(Bind {
+            source: Source::Path(format!("/dev/{name}")),
+            target: format!("/dev/{name}"),
+            writable: true,
+            directory: false,
+            optional,
+            devices: true,
+        });
+    }
+
+    fn layers(&mut self, layers: &[PathBuf], sources: &mut Sources<'_>) -> Result<(), Error> {
+        if layers.is_empty() {
+            return Err(Error::Spec("the image has no layers".to_owned()));
+        }
+        for layer in layers {
+            self.layers.push(sources.add(layer, false)?);
+        }
+        self.files.extend(names(layers)?);
+        Ok(())
     }
 
     /// The host's programs and libraries.
     pub(crate) fn host(&mut self) -> Result<(), Error> {
         for name in HOST_DIRECTORIES {
-            self.entry(Path::new("/"), name, false)?;
+            self.entry(name)?;
         }
         for name in HOST_ETC {
             let source = format!("/etc/{name}");
@@ -98,7 +141,7 @@ impl Root {
                 "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nagent:x:1000:1000:agent:/home/agent:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
             ),
             ("/etc/group", "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"),
-            ("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
+            ("/etc/hosts", HOSTS),
             ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),
             ("/etc/hostname", "sandbox\n"),
         ];
@@ -106,67 +149,122 @@ impl Root {
         Ok(())
     }
 
-    fn directory(&mut self, path: &Path) -> Result<(), Error> {
-        let wrong = |cause| Error::Directory { path: path.to_owned(), cause };
-        for entry in fs::read_dir(path).map_err(wrong)? {
-            let name = entry.map_err(wrong)?.file_name();
-            let Some(name) = name.to_str() else { continue };
-            if !OWN.contains(&name) {
-                self.entry(path, name, true)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// One entry at the top of a root file system: a link stays a link, anything else is mounted read-only.
-    fn entry(&mut self, base: &Path, name: &str, by_descriptor: bool) -> Result<(), Error> {
-        let source = base.join(name);
+    /// One entry at the top of the host's root: a link stays a link, a directory is mounted read-only.
+    fn entry(&mut self, name: &str) -> Result<(), Error> {
+        let source = Path::new("/").join(name);
         let Ok(meta) = fs::symlink_metadata(&source) else { return Ok(()) };
         if meta.is_symlink() {
             let target = fs::read_link(&source).map_err(|cause| Error::Directory { path: source.clone(), cause })?;
-            let target = target.to_string_lossy().into_owned();
-            self.links.push((format!("/{name}"), target));
-            return Ok(());
+            self.links.push((format!("/{name}"), target.to_string_lossy().into_owned()));
+        } else if meta.is_dir() {
+            self.binds.push(bind(path_source(&source)?, &format!("/{name}"), false));
         }
-        if !meta.is_dir() && !meta.is_file() {
-            return Ok(());
-        }
-        let source = if by_descriptor { self.source(&source)? } else { path_source(&source)? };
-        self.binds.push(Bind {
-            source,
-            target: format!("/{name}"),
-            writable: false,
-            directory: meta.is_dir(),
-            optional: false,
-            devices: false,
-        });
         Ok(())
     }
+}
 
-    fn writable(&mut self, host: &Path, target: &str, writable: bool) -> Result<(), Error> {
-        let source = self.source(host)?;
-        self.binds.push(Bind {
-            source,
-            target: target.to_owned(),
-            writable,
-            directory: true,
-            optional: false,
-            devices: false,
-        });
+/// What the root of an image needs besides: names, in files.
+pub(crate) fn names(layers: &[PathBuf]) -> Result<Vec<(String, String)>, Error> {
+    let mut files = Vec::new();
+    // The sandbox's user has a name: programs ask for it.
+    for (name, line, own) in [
+        ("etc/passwd", "agent:x:1000:1000:agent:/home/agent:/bin/sh\n", ":1000:"),
+        ("etc/group", "agent:x:1000:\n", ":1000:"),
+    ] {
+        let mut text = read_beneath(layers, name)?;
+        let known = text.lines().any(|line| line.splitn(3, ':').nth(2).is_some_and(|id| id.starts_with(&own[1..])));
+        if !known {
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            text.push_str(line);
+            files.push((format!("/{name}"), text));
+        }
+    }
+    files.push(("/etc/hosts".to_owned(), HOSTS.to_owned()));
+    files.push(("/etc/hostname".to_owned(), "sandbox\n".to_owned()));
+    Ok(files)
+}
+
+/// What is mounted for one session.
+#[derive(Debug, Default)]
+pub(super) struct Session {
+    pub(super) binds: Vec<Bind>,
+    pub(super) overlays: Vec<Overlay>,
+}
+
+impl Session {
+    pub(super) fn plan(spec: &Spec, sources: &mut Sources<'_>) -> Result<Session, Error> {
+        let mut session = Session::default();
+        match &spec.workspace {
+            Workspace::Directory(path) => session.place(path, "/workspace", true, sources)?,
+            Workspace::Layered { lower, upper } => {
+                for name in ["upper", "work"] {
+                    own_directory(&upper.join(name))
+                        .map_err(|cause| Error::Directory { path: upper.join(name), cause })?;
+                }
+                let lower = lower.iter().map(|layer| sources.add(layer, false)).collect::<Result<_, _>>()?;
+                let upper = sources.add(upper, true)?;
+                session.overlays.push(Overlay { lower, upper, target: "/workspace".to_owned() });
+            }
+        }
+        session.place(&spec.outputs, "/mnt/session/outputs", true, sources)?;
+        for mount in &spec.memory {
+            session.place(&mount.host, &format!("/mnt/memory/{}", mount.name), !mount.read_only, sources)?;
+        }
+        Ok(session)
+    }
+
+    fn place(&mut self, host: &Path, at: &str, writable: bool, sources: &mut Sources<'_>) -> Result<(), Error> {
+        let wrong = |cause| Error::Directory { path: host.to_owned(), cause };
+        if identity::is_root() {
+            // What is only read, and may be read by everybody, needs no new owner: it may be anything.
+            let readable = fs::symlink_metadata(host).map_err(wrong)?.mode() & 0o005 == 0o005;
+            if writable || !readable {
+                give(host, INSIDE).map_err(|why| wrong(why.into()))?;
+            }
+        }
+        let source = sources.add(host, writable)?;
+        self.binds.push(bind(source, at, writable));
         Ok(())
     }
+}
 
-    /// With root the mount is taken here: the sandbox's user need not be able to walk to it.
-    fn source(&mut self, path: &Path) -> Result<Source, Error> {
-        if !identity::is_root() {
-            return path_source(path);
-        }
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let tree = open_tree(rustix::fs::CWD, path, flags)
-            .map_err(|cause| Error::Directory { path: path.to_owned(), cause: cause.into() })?;
-        self.descriptors.push(tree);
-        Ok(Source::Descriptor(self.descriptors.len() - 1))
+/// `/etc/hosts`.
+const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n";
+
+fn bind(source: Source, target: &str, writable: bool) -> Bind {
+    Bind { source, target: target.to_owned(), writable, directory: true, optional: false, devices: false }
+}
+
+/// Makes a directory that the user inside can write, if it is not there.
+pub(crate) fn own_directory(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o755).create(path) {
+        Ok(()) if identity::is_root() => chown(path, Some(INSIDE), Some(INSIDE)),
+        Err(why) if why.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        done => done,
     }
+}
+
+/// What a text file of an image says, empty when there is none. A link that the image's maker put in its place leads
+/// nowhere outside the image.
+fn read_beneath(layers: &[PathBuf], name: &str) -> Result<String, Error> {
+    let mut text = String::new();
+    for layer in layers {
+        let wrong = |cause: rustix::io::Errno| Error::Directory { path: layer.clone(), cause: cause.into() };
+        let top = openat(rustix::fs::CWD, layer, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(wrong)?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+        let Ok(file) = openat2(&top, name, flags, Mode::empty(), resolve) else { continue };
+        let file = File::from(file);
+        // A device in its place is overlayfs's way of saying that there is none.
+        if file.metadata().is_ok_and(|meta| meta.is_file()) && file.take(LONGEST).read_to_string(&mut text).is_err() {
+            text.clear();
+        }
+        break;
+    }
+    Ok(text)
 }
 
 fn path_source(path: &Path) -> Result<Source, Error> {

@@ -3,16 +3,17 @@
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use palisade_cell::Source;
 use serde_json::{Value, json};
 
 use super::config::{self, Mount};
-use crate::native::{Identity, Root};
-use crate::{Error, Rootfs, Spec, Workspace};
+use crate::native::{self, INSIDE, Identity, Idmap, Root};
+use crate::{Error, Limits, Rootfs, Spec, Workspace};
 
 /// Mount points that every sandbox has.
 const PLACES: &[&str] = &["dev", "proc", "tmp", "run", "home/agent", "workspace", "mnt/session/outputs", "mnt/memory"];
@@ -20,13 +21,12 @@ const PLACES: &[&str] = &["dev", "proc", "tmp", "run", "home/agent", "workspace"
 pub(crate) const CELL: &str = "/.palisade/cell";
 
 /// A mount to be made on the host's side before the runtime starts, seen by nobody else.
-#[derive(Debug, Clone)]
-pub(super) struct Outer {
-    pub(super) source: CString,
-    pub(super) target: CString,
-    pub(super) kind: Option<CString>,
-    pub(super) flags: libc::c_ulong,
-    pub(super) data: Option<CString>,
+#[derive(Debug)]
+pub(super) enum Outer {
+    /// A detached mount, attached where the runtime can reach it once it is the sandbox's user.
+    Attach { tree: OwnedFd, target: CString },
+    /// Layers.
+    Overlay { target: CString, flags: libc::c_ulong, options: CString },
 }
 
 /// A bundle on disk.
@@ -68,24 +68,25 @@ impl Bundle {
     }
 
     fn fill(&mut self, spec: &Spec, identity: &Identity, cell: &Path) -> Result<(), Error> {
+        let idmap = Idmap::ahead(identity)?;
+        let owner = Owner(identity.root());
         let mut mounts = Vec::new();
-        let users = config::Users::of(identity);
-        let root = self.root(spec, &users, &mut mounts)?;
+        let root = self.root(spec, &idmap, &owner, &mut mounts)?;
         for (index, (host, target, writable)) in places(spec).into_iter().enumerate() {
-            let at = self.path.join(format!("place-{index}"));
-            self.directory(&at)?;
+            let at = self.directory(&format!("p{index}"))?;
             match (&spec.workspace, index) {
-                (Workspace::Layered { lower, upper }, 0) => self.layered(lower, upper, &at)?,
-                // By way of a directory that the runtime can reach once it is the sandbox's user.
-                _ => self.bind(host, &at)?,
+                (Workspace::Layered { lower, upper }, 0) => self.layered(lower, upper, &at, &idmap)?,
+                _ => {
+                    ours(host, writable)?;
+                    self.attach(idmap.mount(host, writable)?, &at)?;
+                }
             }
-            make_directory(&root, &target, &users)?;
+            owner.directory(&root, &target)?;
             mounts.push(Mount::bind(&at, &target, writable).like(host));
         }
-        make_file(&root, CELL, &users)?;
+        owner.file(&root, CELL)?;
         mounts.push(Mount::bind(cell, CELL, false));
-        let config = config::config(spec, &users, &mounts);
-        self.config(&config)
+        self.config(&config::config(spec, identity, &mounts))
     }
 
     fn config(&self, config: &Value) -> Result<(), Error> {
@@ -97,78 +98,99 @@ impl Bundle {
     }
 
     /// Prepares the root file system; returns the directory in which mount points can be made.
-    fn root(&mut self, spec: &Spec, users: &config::Users, mounts: &mut Vec<Mount>) -> Result<PathBuf, Error> {
-        let root = self.path.join("rootfs");
-        self.directory(&root)?;
-        let top = match &spec.rootfs {
-            Rootfs::Host => root.clone(),
-            Rootfs::Directory(_) | Rootfs::Layers(_) => {
-                let top = self.path.join("top");
-                self.directory(&top)?;
-                top
-            }
-        };
-        for place in PLACES {
-            make_directory(&top, &format!("/{place}"), users)?;
-        }
+    fn root(
+        &mut self,
+        spec: &Spec,
+        idmap: &Idmap<'_>,
+        owner: &Owner,
+        mounts: &mut Vec<Mount>,
+    ) -> Result<PathBuf, Error> {
+        let root = self.directory("rootfs")?;
         let layers = match &spec.rootfs {
-            Rootfs::Host => {
-                host(&top, users, mounts)?;
-                return Ok(top);
-            }
+            Rootfs::Host => &[],
             Rootfs::Directory(directory) => std::slice::from_ref(directory),
+            Rootfs::Layers(layers) if layers.is_empty() => {
+                return Err(Error::Spec("the image has no layers".to_owned()));
+            }
             Rootfs::Layers(layers) => layers.as_slice(),
         };
-        let lower: Vec<&Path> = std::iter::once(top.as_path()).chain(layers.iter().map(PathBuf::as_path)).collect();
+        if layers.is_empty() {
+            places_of_all(&root, owner)?;
+            host(&root, owner, mounts)?;
+            return Ok(root);
+        }
+        let top = self.directory("top")?;
+        places_of_all(&top, owner)?;
+        write_files(&top, owner, &native::names(layers)?)?;
+        let mut lower = vec![top.clone()];
+        lower.extend(self.lower("r", layers, idmap)?);
         // gVisor cannot take over a root with more flags than its own; nothing is executed from it by the host's kernel.
         let locked = if self.imitated { 0 } else { libc::MS_NOSUID | libc::MS_NODEV };
         self.overlay(&lower, None, &root, libc::MS_RDONLY | locked)?;
         Ok(top)
     }
 
-    fn layered(&mut self, lower: &[PathBuf], upper: &Path, at: &Path) -> Result<(), Error> {
-        let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
-        self.overlay(&lower, Some(upper), at, libc::MS_NOSUID | libc::MS_NODEV)
+    fn layered(&mut self, lower: &[PathBuf], upper: &Path, at: &Path, idmap: &Idmap<'_>) -> Result<(), Error> {
+        for name in ["upper", "work"] {
+            let part = upper.join(name);
+            native::own_directory(&part).map_err(|cause| Error::Directory { path: part, cause })?;
+        }
+        let lower = self.lower("l", lower, idmap)?;
+        let own = self.directory("own")?;
+        self.attach(idmap.mount(upper, true)?, &own)?;
+        self.overlay(&lower, Some(&own), at, libc::MS_NOSUID | libc::MS_NODEV)
     }
 
-    fn overlay(&mut self, lower: &[&Path], upper: Option<&Path>, at: &Path, flags: libc::c_ulong) -> Result<(), Error> {
-        let mut data = b"userxattr,lowerdir=".to_vec();
+    /// Attaches layers that are only read, each under a short name.
+    fn lower(&mut self, name: &str, layers: &[PathBuf], idmap: &Idmap<'_>) -> Result<Vec<PathBuf>, Error> {
+        let mut attached = Vec::with_capacity(layers.len());
+        for (index, layer) in layers.iter().enumerate() {
+            let at = self.directory(&format!("{name}{index}"))?;
+            self.attach(idmap.mount(layer, false)?, &at)?;
+            attached.push(at);
+        }
+        Ok(attached)
+    }
+
+    fn overlay(
+        &mut self,
+        lower: &[PathBuf],
+        upper: Option<&Path>,
+        at: &Path,
+        flags: libc::c_ulong,
+    ) -> Result<(), Error> {
+        let mut options = b"userxattr,lowerdir=".to_vec();
         for (index, layer) in lower.iter().enumerate() {
             if index > 0 {
-                data.push(b':');
+                options.push(b':');
             }
-            data.extend(escaped(layer));
+            options.extend(escaped(layer));
         }
         if let Some(upper) = upper {
             for (name, part) in [("upperdir", "upper"), ("workdir", "work")] {
-                data.extend(format!(",{name}=").into_bytes());
-                data.extend(escaped(&upper.join(part)));
+                options.extend(format!(",{name}=").into_bytes());
+                options.extend(escaped(&upper.join(part)));
             }
         }
         // A page, with the end: what `mount(2)` takes.
-        if data.len() > 4095 {
-            return Err(Error::Spec(format!("{} layers have too long names together", lower.len())));
+        if options.len() > 4095 {
+            return Err(Error::Spec(format!("{} layers are too many for one mount here", lower.len())));
         }
-        let data = CString::new(data).map_err(|_| Error::Spec("a layer's name holds NUL".to_owned()))?;
-        self.outer.push(Outer {
-            source: c"overlay".into(),
-            target: text(at)?,
-            kind: Some(c"overlay".into()),
-            flags,
-            data: Some(data),
-        });
+        let options = CString::new(options).map_err(|_| wrong(at)(io::ErrorKind::InvalidInput.into()))?;
+        self.outer.push(Outer::Overlay { target: text(at)?, flags, options });
         Ok(())
     }
 
-    fn bind(&mut self, host: &Path, at: &Path) -> Result<(), Error> {
-        let (source, target) = (text(host)?, text(at)?);
-        self.outer.push(Outer { source, target, kind: None, flags: libc::MS_BIND, data: None });
+    fn attach(&mut self, tree: OwnedFd, at: &Path) -> Result<(), Error> {
+        self.outer.push(Outer::Attach { tree, target: text(at)? });
         Ok(())
     }
 
-    fn directory(&self, path: &Path) -> Result<(), Error> {
-        DirBuilder::new().mode(0o755).create(path).map_err(wrong(path))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(wrong(path))
+    fn directory(&self, name: &str) -> Result<PathBuf, Error> {
+        let path = self.path.join(name);
+        DirBuilder::new().mode(0o755).create(&path).map_err(wrong(&path))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(wrong(&path))?;
+        Ok(path)
     }
 
     /// The file that the runtime writes its container's process id to.
@@ -211,71 +233,84 @@ fn escaped(path: &Path) -> Vec<u8> {
     escaped
 }
 
+/// Makes what belongs to root belong to the user inside, where it must be written or could not be read otherwise.
+fn ours(host: &Path, writable: bool) -> Result<(), Error> {
+    let wrong = |cause| Error::Directory { path: host.to_owned(), cause };
+    let readable = fs::symlink_metadata(host).map_err(wrong)?.mode() & 0o005 == 0o005;
+    if writable || !readable {
+        native::give(host, INSIDE).map_err(|why| wrong(why.into()))?;
+    }
+    Ok(())
+}
+
+fn places_of_all(top: &Path, owner: &Owner) -> Result<(), Error> {
+    PLACES.iter().try_for_each(|place| owner.directory(top, place))
+}
+
 /// The host's programs: links and files of its root are written, directories become mounts.
-fn host(top: &Path, users: &config::Users, mounts: &mut Vec<Mount>) -> Result<(), Error> {
+fn host(top: &Path, owner: &Owner, mounts: &mut Vec<Mount>) -> Result<(), Error> {
     let mut root = Root::default();
     root.host()?;
     for bind in &root.binds {
         let Source::Path(source) = &bind.source else { continue };
         if bind.directory {
-            make_directory(top, &bind.target, users)?;
+            owner.directory(top, &bind.target)?;
         } else {
-            make_file(top, &bind.target, users)?;
+            owner.file(top, &bind.target)?;
         }
-        mounts.push(Mount::bind(Path::new(source), &bind.target, false));
+        mounts.push(Mount::bind(Path::new(source), &bind.target, false).like(Path::new(source)));
     }
     for (name, target) in &root.links {
         let at = top.join(name.trim_start_matches('/'));
         symlink(target, &at).map_err(wrong(&at))?;
     }
-    for (name, content) in &root.files {
-        make_file(top, name, users)?;
+    write_files(top, owner, &root.files)
+}
+
+fn write_files(top: &Path, owner: &Owner, files: &[(String, String)]) -> Result<(), Error> {
+    for (name, content) in files {
+        owner.file(top, name)?;
         let at = top.join(name.trim_start_matches('/'));
         fs::write(&at, content).map_err(wrong(&at))?;
     }
     Ok(())
 }
 
-/// A directory of the sandbox's own root, with those above it.
-fn make_directory(top: &Path, name: &str, users: &config::Users) -> Result<(), Error> {
-    let mut at = top.to_owned();
-    for part in name.split('/').filter(|part| !part.is_empty()) {
-        at.push(part);
-        match fs::create_dir(&at) {
-            Ok(()) => users.give_to_root(&at).map_err(wrong(&at))?,
-            Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(cause) => return Err(wrong(&at)(cause)),
+/// The host's number for root inside, whose the sandbox's own root is: the runtime may then mount on it.
+struct Owner(u32);
+
+impl Owner {
+    /// A directory of the sandbox's own root, with those above it.
+    fn directory(&self, top: &Path, name: &str) -> Result<(), Error> {
+        let mut at = top.to_owned();
+        for part in name.split('/').filter(|part| !part.is_empty()) {
+            at.push(part);
+            match fs::create_dir(&at) {
+                Ok(()) => self.give(&at)?,
+                Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(cause) => return Err(wrong(&at)(cause)),
+            }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-fn make_file(top: &Path, name: &str, users: &config::Users) -> Result<(), Error> {
-    let (parent, _) = name.rsplit_once('/').unwrap_or_default();
-    make_directory(top, parent, users)?;
-    let at = top.join(name.trim_start_matches('/'));
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(&at);
-    file.map(drop).and_then(|()| users.give_to_root(&at)).map_err(wrong(&at))
-}
+    fn file(&self, top: &Path, name: &str) -> Result<(), Error> {
+        let (parent, _) = name.rsplit_once('/').unwrap_or_default();
+        self.directory(top, parent)?;
+        let at = top.join(name.trim_start_matches('/'));
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(&at);
+        file.map_err(wrong(&at))?;
+        self.give(&at)
+    }
 
-impl config::Users {
-    fn give_to_root(&self, path: &Path) -> io::Result<()> {
-        chown(path, Some(self.root), Some(self.root))
+    fn give(&self, path: &Path) -> Result<(), Error> {
+        chown(path, Some(self.0), Some(self.0)).map_err(wrong(path))
     }
 }
 
-/// Makes the two directories of a layered workspace, before they are given away with all that is below it.
-pub(super) fn prepare_layers(workspace: &Workspace) -> Result<(), Error> {
-    let Workspace::Layered { upper, .. } = workspace else { return Ok(()) };
-    for part in ["upper", "work"] {
-        let at = upper.join(part);
-        DirBuilder::new().recursive(true).create(&at).map_err(wrong(&at))?;
-    }
-    Ok(())
-}
-
-/// The mounts of an overlay's root that the runtime makes itself.
-pub(super) fn system_mounts(tmp_bytes: u64) -> Vec<Value> {
+/// The mounts that the runtime makes itself.
+pub(super) fn system_mounts(limits: &Limits) -> Vec<Value> {
+    let (tmp_bytes, shm_bytes) = (limits.tmp_bytes, limits.shm_bytes);
     let tmpfs = |at: &str, options: String| {
         let mut all = vec!["nosuid".to_owned(), "nodev".to_owned()];
         all.extend(options.split(',').map(ToOwned::to_owned));
@@ -290,7 +325,7 @@ pub(super) fn system_mounts(tmp_bytes: u64) -> Vec<Value> {
             "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
         json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]}),
-        tmpfs("/dev/shm", "mode=1777,size=64m,nr_inodes=16384".to_owned()),
+        tmpfs("/dev/shm", format!("mode=1777,size={shm_bytes},nr_inodes={}", (shm_bytes >> 12).max(1024))),
         tmpfs("/tmp", format!("mode=1777,size={tmp_bytes},nr_inodes={inodes}")),
         tmpfs("/home/agent", format!("mode=700,size={tmp_bytes},nr_inodes={inodes},{own}")),
         tmpfs("/run", format!("mode=755,size=16m,nr_inodes=4096,{own}")),

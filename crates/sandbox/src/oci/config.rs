@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{bundle, seccomp};
 use crate::Spec;
-use crate::native::{INSIDE, Identity};
+use crate::native::{INSIDE, Identity, RANGE};
 
 /// A bind mount.
 #[derive(Debug)]
@@ -34,30 +34,6 @@ impl Mount {
         let execute = if self.executable { "exec" } else { "noexec" };
         json!({"destination": self.target, "type": "bind", "source": self.source,
             "options": ["bind", way, execute, "nosuid", "nodev", "rprivate"]})
-    }
-}
-
-/// Who the sandbox's users are on the host.
-#[derive(Debug)]
-pub(super) struct Users {
-    /// Root inside, as which the runtime builds the walls. Nothing of the sandbox runs as this.
-    pub(super) root: u32,
-    agent: u32,
-}
-
-/// How far the host's numbers for the two users are apart: the range of the one is as long as this.
-const APART: u32 = 1 << 20;
-
-impl Users {
-    pub(super) fn of(identity: &Identity) -> Users {
-        Users { root: identity.uid + APART, agent: identity.uid }
-    }
-
-    fn json(&self) -> Value {
-        json!([
-            {"containerID": 0, "hostID": self.root, "size": 1},
-            {"containerID": INSIDE, "hostID": self.agent, "size": 1},
-        ])
     }
 }
 
@@ -92,8 +68,8 @@ const MASKED: &[&str] = &[
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// The configuration of a sandbox's container. Limits are not in it: the whole container is in control groups of ours.
-pub(super) fn config(spec: &Spec, users: &Users, mounts: &[Mount]) -> Value {
-    let mut all = bundle::system_mounts(spec.limits.tmp_bytes);
+pub(super) fn config(spec: &Spec, identity: &Identity, mounts: &[Mount]) -> Value {
+    let mut all = bundle::system_mounts(&spec.limits);
     // Shallow ones first: a mount hides what was mounted below it before.
     let mut mounts: Vec<&Mount> = mounts.iter().collect();
     mounts.sort_by_key(|mount| mount.target.matches('/').count());
@@ -103,6 +79,7 @@ pub(super) fn config(spec: &Spec, users: &Users, mounts: &[Mount]) -> Value {
         .into_iter()
         .map(|kind| json!({"type": kind}))
         .collect();
+    let users = json!([{"containerID": 0, "hostID": identity.root(), "size": RANGE}]);
     json!({
         "ociVersion": "1.0.2",
         "process": {
@@ -121,8 +98,8 @@ pub(super) fn config(spec: &Spec, users: &Users, mounts: &[Mount]) -> Value {
         "mounts": all,
         "linux": {
             "namespaces": namespaces,
-            "uidMappings": users.json(),
-            "gidMappings": users.json(),
+            "uidMappings": users,
+            "gidMappings": users,
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
             "rootfsPropagation": "rprivate",

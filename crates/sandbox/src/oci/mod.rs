@@ -87,15 +87,18 @@ impl Oci {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let began = Instant::now();
         native::check(&spec)?;
+        if !spec.gpus.is_empty() {
+            return Err(Error::Spec("the oci driver passes no GPU on".to_owned()));
+        }
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let setup = handshake::given(&spec, self.runtime.kind != Kind::Gvisor)?;
+        let frames = handshake::given(&spec, self.runtime.kind != Kind::Gvisor);
         let (limits, require) = (spec.limits.clone(), spec.require.clone());
         let (runtime, scratch) = (self.runtime.clone(), self.scratch.clone());
         let made = tokio::task::spawn_blocking(move || Container::start(&spec, runtime, scratch, number)).await;
         let (mut container, stdin, stdout) = made.map_err(|_| Error::Ended)??;
         let mut reader: Source = Box::new(ChildStdout::from_std(stdout).map_err(Error::Socket)?);
         let mut writer: Sink = Box::new(ChildStdin::from_std(stdin).map_err(Error::Socket)?);
-        let up = match handshake::greet(&mut reader, &mut writer, &setup).await {
+        let up = match handshake::greet(&mut reader, &mut writer, &frames).await {
             Ok(up) => up,
             Err(why) => {
                 drop((reader, writer));
@@ -229,13 +232,16 @@ impl Container {
         scratch: Arc<Scratch>,
         number: u64,
     ) -> Result<(Container, std::process::ChildStdin, std::process::ChildStdout), Error> {
-        bundle::prepare_layers(&spec.workspace)?;
-        let identity = Identity::take(spec)?;
+        let identity = Identity::take()?;
         let id = format!("{PREFIX}{}-o{number}", std::process::id());
-        let cgroups = Cgroups::create(&spec.limits)?;
+        let mut cgroups = Cgroups::birthplace()?;
+        if let Err(why) = cgroups.fill(&spec.limits) {
+            cgroups.clear();
+            return Err(why);
+        }
         let imitated = runtime.kind == Kind::Gvisor;
         let written = Bundle::write(scratch.path().join(&id), spec, &identity, &scratch.cell(), imitated);
-        let made = written.and_then(|bundle| match runtime.run(&id, &bundle, &cgroups) {
+        let made = written.and_then(|mut bundle| match runtime.run(&id, &mut bundle, &cgroups) {
             Ok(child) => Ok((bundle, child)),
             Err(why) => {
                 bundle.remove();

@@ -1,6 +1,6 @@
 //! Invocations of the runtime's program.
 
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::ptr;
 use std::sync::OnceLock;
+
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, move_mount};
 
 use super::bundle::{Bundle, Outer};
 use crate::Error;
@@ -94,14 +97,14 @@ impl Runtime {
     }
 
     /// Starts a container in the foreground: what is returned ends with it, and talks to its first process.
-    pub(super) fn run(&self, id: &str, bundle: &Bundle, cgroups: &Cgroups) -> Result<Child, Error> {
+    pub(super) fn run(&self, id: &str, bundle: &mut Bundle, cgroups: &Cgroups) -> Result<Child, Error> {
         let said = bundle.said();
         let errors = File::create_new(&said).map_err(|cause| Error::Scratch { path: said, cause })?;
         let mut command = self.verb("run");
         command.arg("--pid-file").arg(bundle.pid_file()).arg("--bundle").arg(&bundle.path).arg(id);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
         let doors = if self.waits_inside() { cgroups.doors()? } else { Vec::new() };
-        let outer = bundle.outer.clone();
+        let outer = std::mem::take(&mut bundle.outer);
         let enter = move || {
             for door in &doors {
                 rustix::io::write(door, b"0")?;
@@ -172,13 +175,19 @@ fn hybrid() -> bool {
 /// Makes the mounts that nobody else is to see, in a mount namespace of the caller's own.
 fn outside(mounts: &[Outer]) -> io::Result<()> {
     private()?;
-    let pointer = |text: &Option<CString>| text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
     for mount in mounts {
-        let (kind, data) = (pointer(&mount.kind), pointer(&mount.data));
-        // SAFETY: all pointers are to C strings that live through the call, or null where that is allowed.
-        let done = unsafe { libc::mount(mount.source.as_ptr(), mount.target.as_ptr(), kind, mount.flags, data.cast()) };
-        if done != 0 {
-            return Err(io::Error::last_os_error());
+        match mount {
+            Outer::Attach { tree, target } => {
+                move_mount(tree, c"", CWD, target.as_c_str(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+            }
+            Outer::Overlay { target, flags, options } => {
+                let kind = c"overlay".as_ptr();
+                // SAFETY: all pointers are to C strings that live through the call.
+                let done = unsafe { libc::mount(kind, target.as_ptr(), kind, *flags, options.as_ptr().cast()) };
+                if done != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
         }
     }
     Ok(())

@@ -4,6 +4,7 @@
 mod bombs;
 mod calls;
 mod drivers;
+mod layers;
 mod lifecycle;
 mod network;
 mod protocol;

@@ -295,6 +295,7 @@ pub(crate) async fn limits_hold(subject: Subject) {
 }
 
 /// The child's side of [`dies_with_its_worker`]: has a sandbox, frozen if it is told so, and waits for its death.
+#[expect(clippy::print_stdout, reason = "the parent waits for it")]
 pub(crate) async fn live(subject: Subject) {
     let place = subject.place().await;
     place.bash("(sleep 1000 &) ; true").await;

@@ -1,8 +1,8 @@
-//! Privileges are given up and the system calls that remain are filtered.
+//! Privileges are given up.
 
 use std::io;
 
-use crate::setup::Failed;
+use super::Failed;
 use crate::sys::{check, prctl};
 
 fn step<T>(result: io::Result<T>, step: &'static str, detail: &str) -> Result<T, Failed> {
@@ -15,9 +15,20 @@ struct CapHeader {
     pid: i32,
 }
 
-/// No capability in any of the five sets, none to be had again, and no new privileges. With `tied`, the end of whoever
-/// started this process ends it too.
-pub(crate) fn drop_privileges(tied: bool) -> Result<(), Failed> {
+/// No program that is executed can have more privileges than this process.
+pub(crate) fn forbid_new() -> Result<(), Failed> {
+    step(prctl(libc::PR_SET_NO_NEW_PRIVS, [1, 0, 0, 0]), "no_new_privs", "set")
+}
+
+/// A control group namespace whose root is where this process is.
+pub(super) fn own_cgroups() -> Result<(), Failed> {
+    // SAFETY: no pointers.
+    let own = check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }.into());
+    step(own.map(drop), "control group namespace", "unshare")
+}
+
+/// No capability in any of the five sets, none to be had again, and no new privileges.
+pub(super) fn drop_all() -> Result<(), Failed> {
     step(
         prctl(libc::PR_CAP_AMBIENT, [libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0, 0, 0]),
         "ambient capabilities",
@@ -39,33 +50,9 @@ pub(crate) fn drop_privileges(tied: bool) -> Result<(), Failed> {
     let none = [0u32; 6];
     // SAFETY: the header and the six words are what version 3 of the interface wants, and live through the call.
     step(check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) }), "capabilities", "clear")?;
-    step(prctl(libc::PR_SET_NO_NEW_PRIVS, [1, 0, 0, 0]), "no_new_privs", "set")?;
+    forbid_new()?;
     // The change of credentials has cleared it.
-    if tied {
-        step(prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as libc::c_ulong, 0, 0, 0]), "parent death signal", "set")?;
-    }
+    step(prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as libc::c_ulong, 0, 0, 0]), "parent death signal", "set")?;
     // Commands run as the same user: without this they could trace this process and read its memory.
     step(prctl(libc::PR_SET_DUMPABLE, [0, 0, 0, 0]), "dumpable", "clear")
-}
-
-/// Installs the filters; they hold for this process and for all that it starts.
-pub(crate) fn install_filters(filters: &[Vec<u64>]) -> Result<(), Failed> {
-    for filter in filters {
-        let program: Vec<libc::sock_filter> = filter
-            .iter()
-            .map(|&word| libc::sock_filter {
-                code: (word & 0xffff) as u16,
-                jt: ((word >> 16) & 0xff) as u8,
-                jf: ((word >> 24) & 0xff) as u8,
-                k: (word >> 32) as u32,
-            })
-            .collect();
-        let length = u16::try_from(program.len()).unwrap_or(0);
-        let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
-        // SAFETY: the program and its instructions live through the call; the kernel copies and checks them.
-        let installed =
-            check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) });
-        step(installed, "seccomp", "install")?;
-    }
-    Ok(())
 }

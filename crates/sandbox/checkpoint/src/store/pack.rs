@@ -1,0 +1,272 @@
+//! A pack: chunks one after another, then a footer that says where each is. The pack's name is the footer's hash, and each chunk's
+//! name is its content's, so that no byte of it can change unseen.
+//!
+//! ```text
+//! magic, 8 bytes
+//! chunks as they are stored: zstd, or as they are where that is no larger
+//! footer: for each chunk its id (32), offset (8), stored length (4), length (4); stored = length means not compressed
+//! trailer: offset of the footer (8), number of chunks (8), magic, 8 bytes
+//! ```
+//! Numbers are little-endian.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Seek as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::error::At as _;
+use crate::{Error, Id, Result};
+
+const MAGIC: &[u8; 8] = b"plsdpak1";
+const ENTRY: usize = 48;
+pub(crate) const TRAILER: usize = 24;
+/// What is gathered in memory before it is written.
+const BUFFER: usize = 1 << 20;
+/// The longest chunk: directories' nodes are chunks too, and a directory may have many entries.
+pub(crate) const MAX_CHUNK: u32 = 1 << 30;
+
+/// Where a chunk is in its pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) id: Id,
+    pub(crate) offset: u64,
+    pub(crate) stored: u32,
+    pub(crate) len: u32,
+}
+
+impl Entry {
+    fn is_raw(&self) -> bool {
+        self.stored == self.len
+    }
+}
+
+/// A compressor that is used again and again.
+pub(crate) struct Packer(zstd::bulk::Compressor<'static>);
+
+impl Packer {
+    pub(crate) fn new() -> Packer {
+        Packer(zstd::bulk::Compressor::new(1).expect("level 1 is one of zstd's levels"))
+    }
+
+    /// The form in which a chunk is stored, in `out`.
+    pub(crate) fn pack<'a>(&mut self, raw: &'a [u8], out: &'a mut Vec<u8>) -> &'a [u8] {
+        out.clear();
+        out.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        match self.0.compress_to_buffer(raw, out) {
+            Ok(len) if len < raw.len() => &out[..len],
+            _ => raw,
+        }
+    }
+}
+
+/// Gives the chunk that these stored bytes stand for, or says what is wrong with them.
+pub(crate) fn unpack(entry: &Entry, stored: Vec<u8>) -> Result<Vec<u8>, String> {
+    let raw = if entry.is_raw() {
+        stored
+    } else {
+        zstd::bulk::decompress(&stored, entry.len as usize).map_err(|why| format!("chunk {}: {why}", entry.id))?
+    };
+    if raw.len() != entry.len as usize || Id::of(&raw) != entry.id {
+        return Err(format!("chunk {} has other content than its name says", entry.id));
+    }
+    Ok(raw)
+}
+
+/// A pack that is being written, under another name than it will have.
+pub(crate) struct PackWriter {
+    file: File,
+    path: PathBuf,
+    buffer: Vec<u8>,
+    offset: u64,
+    entries: Vec<Entry>,
+    claimed: HashSet<Id>,
+    finished: bool,
+}
+
+impl PackWriter {
+    pub(crate) fn create(path: PathBuf) -> Result<PackWriter> {
+        let file = super::create_new(&path)?;
+        let (buffer, offset) = (MAGIC.to_vec(), MAGIC.len() as u64);
+        Ok(PackWriter { file, path, buffer, offset, entries: Vec::new(), claimed: HashSet::new(), finished: false })
+    }
+
+    /// When the file was made, on the clock that stamps files.
+    pub(crate) fn made(&self) -> Result<(i64, u32)> {
+        let stat = rustix::fs::fstat(&self.file).at("reading", &self.path)?;
+        Ok((stat.st_ctime, stat.st_ctime_nsec as u32))
+    }
+
+    /// Whether a chunk is still to be added; whoever is told so must add it.
+    pub(crate) fn claim(&mut self, id: Id) -> bool {
+        self.claimed.insert(id)
+    }
+
+    /// Adds a chunk in the form in which it is stored.
+    pub(crate) fn add(&mut self, id: Id, len: u32, stored: &[u8]) -> Result<()> {
+        let stored_len =
+            u32::try_from(stored.len()).map_err(|_| Error::Limit { what: "a chunk", limit: u64::from(MAX_CHUNK) })?;
+        self.entries.push(Entry { id, offset: self.offset, stored: stored_len, len });
+        self.offset += u64::from(stored_len);
+        self.buffer.extend_from_slice(stored);
+        if self.buffer.len() >= BUFFER { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.file.write_all(&self.buffer).at("writing", &self.path)?;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// What has been added so far, in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.offset
+    }
+
+    /// Makes what was added durable and gives it its name in `packs`. The caller makes the name durable.
+    pub(crate) fn finish(mut self, packs: &Path) -> Result<(Id, Vec<Entry>)> {
+        let footer = footer(&self.entries);
+        let id = Id::of(&footer);
+        self.buffer.extend_from_slice(&footer);
+        self.buffer.extend_from_slice(&self.offset.to_le_bytes());
+        self.buffer.extend_from_slice(&(self.entries.len() as u64).to_le_bytes());
+        self.buffer.extend_from_slice(MAGIC);
+        self.flush()?;
+        rustix::fs::fdatasync(&self.file).at("writing", &self.path)?;
+        std::fs::rename(&self.path, packs.join(id.to_string())).at("naming", &self.path)?;
+        self.finished = true;
+        Ok((id, std::mem::take(&mut self.entries)))
+    }
+}
+
+impl Drop for PackWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            // What could not be finished is of no use, and may be what fills the disk.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn footer(entries: &[Entry]) -> Vec<u8> {
+    let mut footer = Vec::with_capacity(entries.len() * ENTRY);
+    for entry in entries {
+        footer.extend_from_slice(&entry.id.0);
+        footer.extend_from_slice(&entry.offset.to_le_bytes());
+        footer.extend_from_slice(&entry.stored.to_le_bytes());
+        footer.extend_from_slice(&entry.len.to_le_bytes());
+    }
+    footer
+}
+
+/// Where a pack of this length has its footer, from its last bytes.
+pub(crate) fn footer_range(trailer: &[u8; TRAILER], len: u64) -> Result<std::ops::Range<u64>, &'static str> {
+    let number = |at: usize| u64::from_le_bytes(trailer[at..at + 8].try_into().expect("eight bytes"));
+    let (offset, count) = (number(0), number(8));
+    let end = len - TRAILER as u64;
+    let fits = offset >= MAGIC.len() as u64
+        && count.checked_mul(ENTRY as u64).and_then(|it| it.checked_add(offset)) == Some(end);
+    if &trailer[16..] != MAGIC || !fits {
+        return Err("its end is not that of a pack");
+    }
+    Ok(offset..end)
+}
+
+/// The entries of a footer that is the pack's with this name, and starts at `offset`.
+pub(crate) fn entries(id: &Id, footer: &[u8], offset: u64) -> Result<Vec<Entry>, &'static str> {
+    if Id::of(footer) != *id {
+        return Err("its footer is not the one that its name says");
+    }
+    let mut next = MAGIC.len() as u64;
+    let mut entries = Vec::with_capacity(footer.len() / ENTRY);
+    for bytes in footer.chunks_exact(ENTRY) {
+        let small = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let entry = Entry {
+            id: Id(bytes[..32].try_into().expect("32 bytes")),
+            offset: u64::from_le_bytes(bytes[32..40].try_into().expect("eight bytes")),
+            stored: small(40),
+            len: small(44),
+        };
+        if entry.offset != next || entry.stored > entry.len || entry.len > MAX_CHUNK {
+            return Err("its footer contradicts itself");
+        }
+        next += u64::from(entry.stored);
+        entries.push(entry);
+    }
+    if next != offset {
+        return Err("its footer contradicts its length");
+    }
+    Ok(entries)
+}
+
+/// The entries of a whole pack in memory.
+#[cfg(feature = "remote")]
+pub(crate) fn entries_of(id: &Id, pack: &[u8]) -> Result<Vec<Entry>, &'static str> {
+    let trailer =
+        pack.last_chunk::<TRAILER>().filter(|_| pack.len() >= TRAILER + MAGIC.len()).ok_or("it is too short")?;
+    if !pack.starts_with(MAGIC) {
+        return Err("its beginning is not that of a pack");
+    }
+    let range = footer_range(trailer, pack.len() as u64)?;
+    entries(id, &pack[range.start as usize..range.end as usize], range.start)
+}
+
+/// A pack that is read.
+#[derive(Debug)]
+pub(crate) struct Pack {
+    path: PathBuf,
+    file: File,
+}
+
+impl Pack {
+    pub(crate) fn open(packs: &Path, id: &Id) -> Result<Pack> {
+        let path = packs.join(id.to_string());
+        let file = File::open(&path).at("opening", &path)?;
+        Ok(Pack { path, file })
+    }
+
+    /// How long the file is.
+    pub(crate) fn len(&self) -> Result<u64> {
+        (&self.file).seek(std::io::SeekFrom::End(0)).at("reading", &self.path)
+    }
+
+    /// Reads and checks the footer of the pack with this name.
+    pub(crate) fn entries(&self, id: &Id) -> Result<Vec<Entry>> {
+        let wrong = |what: &str| Error::corrupt(&self.path, what);
+        let len = self.len()?;
+        let mut trailer = [0; TRAILER];
+        let end = len.checked_sub(TRAILER as u64).filter(|end| *end >= MAGIC.len() as u64);
+        let end = end.ok_or_else(|| wrong("it is too short"))?;
+        self.file.read_exact_at(&mut trailer, end).at("reading", &self.path)?;
+        let mut magic = [0; 8];
+        self.file.read_exact_at(&mut magic, 0).at("reading", &self.path)?;
+        if &magic != MAGIC {
+            return Err(wrong("its beginning is not that of a pack"));
+        }
+        let range = footer_range(&trailer, len).map_err(wrong)?;
+        let mut footer = vec![0; (range.end - range.start) as usize];
+        self.file.read_exact_at(&mut footer, range.start).at("reading", &self.path)?;
+        entries(id, &footer, range.start).map_err(wrong)
+    }
+
+    /// The bytes of a chunk as they are stored.
+    pub(crate) fn stored(&self, entry: &Entry) -> Result<Vec<u8>> {
+        let mut stored = vec![0; entry.stored as usize];
+        self.file.read_exact_at(&mut stored, entry.offset).map_err(|why| match why.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                Error::corrupt(&self.path, format!("it ends inside chunk {}", entry.id))
+            }
+            _ => Error::io("reading", &self.path, why),
+        })?;
+        Ok(stored)
+    }
+
+    /// A chunk, checked against its name.
+    pub(crate) fn read(&self, entry: &Entry) -> Result<Vec<u8>> {
+        unpack(entry, self.stored(entry)?).map_err(|what| Error::corrupt(&self.path, what))
+    }
+}

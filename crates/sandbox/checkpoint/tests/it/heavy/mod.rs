@@ -1,0 +1,3 @@
+//! Tests that need the machine to themselves.
+
+mod crash;
