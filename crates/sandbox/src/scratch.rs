@@ -86,11 +86,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What a sandbox that outlives its driver still has in it stays until the next start.
-        let _ = fs::remove_file(self.cell());
-        let _ = fs::remove_dir_all(self.path.join("state"));
-        let _ = fs::remove_file(self.path.join("lock"));
-        let _ = fs::remove_dir(&self.path);
+        // Every sandbox holds on to this, so nothing in it is used any more.
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 

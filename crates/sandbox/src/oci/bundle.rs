@@ -26,7 +26,13 @@ pub(super) enum Outer {
     /// A detached mount, attached where the runtime can reach it once it is the sandbox's user.
     Attach { tree: OwnedFd, target: CString },
     /// Layers.
-    Overlay { target: CString, flags: libc::c_ulong, options: CString },
+    Overlay {
+        target: CString,
+        flags: libc::c_ulong,
+        options: CString,
+        /// Root inside: whose what the kernel adds is.
+        user: u32,
+    },
 }
 
 /// A bundle on disk.
@@ -37,6 +43,8 @@ pub(super) struct Bundle {
     pub(super) outer: Vec<Outer>,
     /// Whether the sandbox's kernel is not the host's.
     imitated: bool,
+    /// The host's number for root inside.
+    root: u32,
 }
 
 fn wrong(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
@@ -57,7 +65,7 @@ impl Bundle {
         imitated: bool,
     ) -> Result<Bundle, Error> {
         DirBuilder::new().mode(0o711).create(&path).map_err(wrong(&path))?;
-        let mut bundle = Bundle { path, outer: Vec::new(), imitated };
+        let mut bundle = Bundle { path, outer: Vec::new(), imitated, root: identity.root() };
         match bundle.fill(spec, identity, cell) {
             Ok(()) => Ok(bundle),
             Err(why) => {
@@ -177,7 +185,7 @@ impl Bundle {
             return Err(Error::Spec(format!("{} layers are too many for one mount here", lower.len())));
         }
         let options = CString::new(options).map_err(|_| wrong(at)(io::ErrorKind::InvalidInput.into()))?;
-        self.outer.push(Outer::Overlay { target: text(at)?, flags, options });
+        self.outer.push(Outer::Overlay { target: text(at)?, flags, options, user: self.root });
         Ok(())
     }
 

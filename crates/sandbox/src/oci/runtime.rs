@@ -180,17 +180,45 @@ fn outside(mounts: &[Outer]) -> io::Result<()> {
             Outer::Attach { tree, target } => {
                 move_mount(tree, c"", CWD, target.as_c_str(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
             }
-            Outer::Overlay { target, flags, options } => {
+            Outer::Overlay { target, flags, options, user } => {
                 let kind = c"overlay".as_ptr();
-                // SAFETY: all pointers are to C strings that live through the call.
-                let done = unsafe { libc::mount(kind, target.as_ptr(), kind, *flags, options.as_ptr().cast()) };
-                if done != 0 {
-                    return Err(io::Error::last_os_error());
-                }
+                let mount = || {
+                    // SAFETY: all pointers are to C strings that live through the call.
+                    check(unsafe { libc::mount(kind, target.as_ptr(), kind, *flags, options.as_ptr().cast()) }.into())
+                };
+                as_user(*user, mount)?;
             }
         }
     }
     Ok(())
+}
+
+/// Does something as another user for the file system, with all of root's privileges: whoever mounts layers is whom the kernel
+/// takes for the maker of what it puts beside them, and root of the host is nobody on mounts that translate owners.
+fn as_user(user: u32, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    const KEEP: libc::c_ulong = 1 << 2; // SECBIT_NO_SETUID_FIXUP (linux/securebits.h)
+    let become_user = |id: u32| {
+        // SAFETY: no pointers; raw, as the library's own may talk to threads that are not there.
+        unsafe {
+            libc::syscall(libc::SYS_setfsgid, id);
+            libc::syscall(libc::SYS_setfsuid, id);
+        }
+    };
+    // SAFETY: no pointers.
+    let before = unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) };
+    let before = libc::c_ulong::try_from(before).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, before | KEEP, 0, 0, 0) }.into())?;
+    become_user(user);
+    let done = act();
+    become_user(0);
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, before, 0, 0, 0) }.into())?;
+    done
+}
+
+fn check(value: libc::c_long) -> io::Result<()> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A mount namespace that hears of the host's mounts and tells it nothing.
