@@ -1,23 +1,30 @@
-//! Builds the cell, which is embedded in this crate and executed inside every sandbox.
+//! Builds the two programs that are embedded in this crate and executed inside sandboxes: the cell, and the hostile program
+//! that the suite attacks them with.
 //!
-//! It is a program of its own, not the main binary under another name: it must be small, must start fast, and shares
-//! nothing with the worker that an escape could use.
+//! They are programs of their own, not the main binary under other names: the cell must be small, must start fast, and
+//! shares nothing with the worker that an escape could use.
 
 use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
+/// Each program's package, and the variable that tells this crate where it was built.
+const PROGRAMS: &[(&str, &str)] = &[("palisade-cell", "PALISADE_CELL"), ("palisade-hostile", "PALISADE_HOSTILE")];
+
 fn main() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let target = env::var("TARGET").expect("cargo sets TARGET");
-    println!("cargo::rerun-if-changed=cell");
-    println!("cargo::rerun-if-changed=../../Cargo.lock");
+    for watched in ["cell", "hostile", "../../Cargo.lock"] {
+        println!("cargo::rerun-if-changed={watched}");
+    }
     let built = out.join("cell");
     let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"));
+    cargo.current_dir(&manifest).args(["build", "--locked", "--profile", "cell", "--bins"]);
+    for (package, _) in PROGRAMS {
+        cargo.args(["--package", package]);
+    }
     cargo
-        .current_dir(&manifest)
-        .args(["build", "--locked", "--profile", "cell", "--package", "palisade-cell", "--bin", "palisade-cell"])
         .arg("--target")
         .arg(&target)
         .arg("--target-dir")
@@ -45,7 +52,8 @@ fn main() {
         }
     }
     let status = cargo.status().expect("cargo runs");
-    assert!(status.success(), "the cell could not be built: see the output above");
-    let cell = built.join(&target).join("cell").join("palisade-cell");
-    println!("cargo::rustc-env=PALISADE_CELL={}", cell.display());
+    assert!(status.success(), "the cell and the hostile program could not be built: see the output above");
+    for (package, variable) in PROGRAMS {
+        println!("cargo::rustc-env={variable}={}", built.join(&target).join("cell").join(package).display());
+    }
 }

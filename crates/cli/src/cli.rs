@@ -7,7 +7,8 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Address, Client};
 use crate::commands::{
-    agents, backup, bench, completions, demo, doctor, environments, keys, run, server, sessions, up, worker,
+    agents, backup, bench, checkpoints, completions, demo, doctor, environments, images, keys, run, sandbox, server,
+    sessions, up, worker,
 };
 use crate::output::{Failure, Format, Outcome, Output};
 use crate::secret::Source;
@@ -60,10 +61,19 @@ enum Command {
     /// Create, list and revoke API keys and environment keys.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
+    /// Get, list, show and remove the images that sandboxes may run in.
+    #[command(subcommand)]
+    Image(images::ImagesCommand),
     /// Copy the server's database to a new file, while the server runs or not.
     Backup(backup::BackupArgs),
+    /// List, show, compare, move, prune and verify the checkpoints of this machine.
+    #[command(subcommand)]
+    Checkpoints(checkpoints::CheckpointsCommand),
     /// Check whether this machine can run sandboxes, and say what to change where it cannot.
     Doctor(doctor::DoctorArgs),
+    /// Attack sandboxes of this machine, and say which guarantees hold.
+    #[command(subcommand)]
+    Sandbox(sandbox::SandboxCommand),
     /// Measure this machine, side by side with the official workers where they are installed.
     Bench(bench::BenchArgs),
     /// Print a completion script for a shell.
@@ -160,8 +170,11 @@ fn dispatch(command: Command, out: Output) -> Outcome {
         Command::Environments(command) => block_on(environments::run(&command, out))?,
         Command::Sessions(command) => block_on(sessions::run(&command, out))?,
         Command::Keys(command) => block_on(keys::run(&command, out))?,
+        Command::Image(command) => block_on(images::run(&command, out))?,
         Command::Backup(args) => backup::run(&args, out),
+        Command::Checkpoints(command) => block_on(checkpoints::run(&command, out))?,
         Command::Doctor(args) => doctor::run(&args, out),
+        Command::Sandbox(command) => sandbox::run(&command, out),
         Command::Bench(args) => block_on(bench::run(&args, out))?,
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     }

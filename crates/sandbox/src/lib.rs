@@ -12,6 +12,7 @@
 mod docker;
 mod error;
 mod handshake;
+pub mod hostile;
 mod native;
 mod oci;
 mod probe;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use palisade_checkpoint::Store;
 use palisade_sandbox::Spec;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,7 @@ use crate::session::{self, Context, End};
 use crate::skills::{self, SkillError};
 use crate::wire::{Session, SkillRef, WorkItem, sessions_token};
 use crate::worker::Slot;
-use crate::workspace::Home;
+use crate::workspace::{Base, Home};
 
 /// How often a session is looked up before its item fails.
 const LOOK_UPS: u32 = 6;
@@ -31,6 +32,9 @@ pub(crate) struct Shared {
     pub(crate) client: Arc<Client>,
     pub(crate) tools: Arc<std::collections::BTreeSet<String>>,
     pub(crate) observe: Arc<dyn Fn(Observation) + Send + Sync>,
+    /// What fresh workspaces start with.
+    pub(crate) base: Base,
+    pub(crate) store: Arc<Store>,
 }
 
 /// How an item ended, for the summary.
@@ -45,19 +49,21 @@ pub(crate) enum Outcome {
 struct Verdict {
     outcome: Outcome,
     reason: String,
+    /// The session waits for its user.
+    idle: bool,
 }
 
 impl Verdict {
     fn completed(reason: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Completed, reason: reason.into() }
+        Self { outcome: Outcome::Completed, reason: reason.into(), idle: false }
     }
 
     fn failed(reason: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Failed, reason: reason.into() }
+        Self { outcome: Outcome::Failed, reason: reason.into(), idle: false }
     }
 
     fn lost() -> Self {
-        Self { outcome: Outcome::Lost, reason: "lease lost".into() }
+        Self { outcome: Outcome::Lost, reason: "lease lost".into(), idle: false }
     }
 }
 
@@ -80,7 +86,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, mut slot: Slot, s
 
     let home = Home::of(&shared.options.state_dir, &session);
     let hands = Arc::new(Hands::new(
-        plan(&shared.options, home.clone()),
+        plan(&shared, home.clone()),
         shared.options.pace.clone(),
         session.clone(),
         shared.observe.clone(),
@@ -98,13 +104,16 @@ pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, mut slot: Slot, s
         },
     };
     // The sandbox ends before the item does, so that whoever continues the session never meets its processes.
-    if tokio::time::timeout(Duration::from_secs(10), hands.close()).await.is_err() {
+    let idle = verdict.idle;
+    if tokio::time::timeout(Duration::from_secs(10), hands.close(idle)).await.is_err() {
         tracing::warn!(session = &*session, "the sandbox takes long to end; going on without it");
     }
     if journal.is_some() {
         let installed = home.installed_skills();
-        if !installed.is_empty() {
-            skills::remove(&home.workspace, &installed);
+        if !installed.is_empty()
+            && let Ok(Some(layers)) = home.layers()
+        {
+            skills::remove(&home.layer(layers.layer).join("upper"), &installed);
             let _ = home.note_skills(&[]);
         }
     }
@@ -140,15 +149,24 @@ async fn ended(lease: &mut watch::Receiver<Lease>) -> Lease {
     }
 }
 
-fn plan(options: &Options, home: Home) -> Plan {
+fn plan(shared: &Shared, home: Home) -> Plan {
+    let options = &shared.options;
     let spec = Spec {
         rootfs: options.rootfs.clone(),
         limits: options.limits.clone(),
         require: options.require.clone(),
         env: options.sandbox_env.clone(),
-        ..Spec::new(&home.workspace, &home.outputs)
+        // The workspace is put together when the sandbox is started.
+        ..Spec::new(&shared.base.path, &home.outputs)
     };
-    Plan { driver: options.driver.clone(), spec, home, seed: options.seed.clone() }
+    Plan {
+        driver: options.driver.clone(),
+        spec,
+        home,
+        base: shared.base.clone(),
+        store: shared.store.clone(),
+        checkpoints: options.checkpoints,
+    }
 }
 
 #[expect(clippy::too_many_arguments, reason = "they are the parts of one item, used once")]
@@ -177,8 +195,6 @@ async fn serve_session(
     };
     *held = Some(journal.clone());
     // The sandbox starts while the session is looked up and its history is read.
-    let early = hands.clone();
-    let _early = AbortOnDrop(tokio::spawn(async move { early.ready().await.map(drop) }));
     let found = tokio::select! {
         found = look_up(shared, credential, session) => found,
         () = shutdown.cancelled() => return Verdict::completed("shut down before it began"),
@@ -200,10 +216,20 @@ async fn serve_session(
              remove them from the session or serve it with a worker that does",
         );
     }
-    let skills = found.agent.unwrap_or_default().skills.unwrap_or_default();
-    if !skills.is_empty() {
-        install_skills(shared, credential, session, home, hands, &skills).await;
+    if let Some(origin) = found.metadata.get(ORIGIN) {
+        match origin.parse() {
+            Ok(origin) => hands.start_from(origin),
+            Err(_) => return Verdict::failed(format!("the session's metadata {ORIGIN:?} names no checkpoint")),
+        }
     }
+    let skills = found.agent.unwrap_or_default().skills.unwrap_or_default();
+    if let Err(reason) = prepare_skills(shared, credential, session, home, hands, &skills).await {
+        return Verdict::failed(reason);
+    }
+    // Whatever a call that was cut off did is known before the first one of this item is answered.
+    hands.recover().await;
+    // The sandbox starts while the history is read.
+    let _early = start_early(hands);
     let options = &shared.options;
     let context = Context {
         client: shared.client.clone(),
@@ -218,7 +244,7 @@ async fn serve_session(
         observe: shared.observe.clone(),
     };
     match Box::pin(session::serve(context, Ledger::new(shared.tools.clone()), traces, lease, slot, shutdown)).await {
-        End::Idle => Verdict::completed("the session is idle"),
+        End::Idle => Verdict { idle: true, ..Verdict::completed("the session is idle") },
         End::Session(SessionEnd::Terminated) => Verdict::completed("the session is terminated"),
         End::Session(SessionEnd::Deleted) => Verdict::completed("the session is deleted"),
         End::Lease(Lease::Lost) => Verdict::lost(),
@@ -228,28 +254,43 @@ async fn serve_session(
     }
 }
 
-/// Installs the agent's skills. Each failure is told, none is fatal.
-async fn install_skills(
+/// The key in a session's metadata that names the checkpoint which a fresh workspace starts from.
+const ORIGIN: &str = "palisade.checkpoint";
+
+/// Starts the sandbox while other things are waited for.
+fn start_early(hands: &Arc<Hands>) -> AbortOnDrop<()> {
+    let hands = hands.clone();
+    AbortOnDrop(tokio::spawn(async move {
+        // Whoever needs it tries again and says what is wrong.
+        let _ = hands.ready().await;
+    }))
+}
+
+/// Puts the agent's skills into the workspace before anything runs in it, after taking out what an item that was cut off
+/// left there. A skill that cannot be installed is told and is not fatal; a workspace that cannot be written is.
+async fn prepare_skills(
     shared: &Shared,
     credential: &Credential,
     session: &str,
     home: &Home,
     hands: &Hands,
     skills: &[SkillRef],
-) {
-    // The workspace exists once the sandbox does.
-    let ready = hands.ready().await.map(drop);
+) -> Result<(), String> {
     let mut ours = home.installed_skills();
+    if ours.is_empty() && skills.is_empty() {
+        return Ok(());
+    }
+    let place = hands.prepare().await?;
+    skills::remove(&place.upper, &ours);
     for skill in skills {
         let installed = async {
-            ready.clone()?;
             let fetched = skills::fetch(&shared.client, credential, skill).await.map_err(|error| error.to_string())?;
             let (name, before) = (fetched.name.clone(), ours.clone());
             if !ours.contains(&name) {
                 ours.push(name.clone());
                 home.note_skills(&ours).map_err(|error| error.to_string())?;
             }
-            let unpacked = skills::install(fetched, home.workspace.clone(), before).await;
+            let unpacked = skills::install(fetched, place.clone(), before).await;
             if let Err(SkillError::Occupied(_)) = &unpacked {
                 // What is there is the session's own; it must not be taken for ours at the end.
                 ours.retain(|known| *known != name);
@@ -266,6 +307,7 @@ async fn install_skills(
             }
         }
     }
+    Ok(())
 }
 
 /// Looks the session up; a failure that can pass is tried again for a while.

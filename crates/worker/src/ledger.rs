@@ -15,6 +15,8 @@ pub(crate) struct Call {
     pub(crate) id: String,
     pub(crate) name: String,
     pub(crate) input: serde_json::Value,
+    /// A person had to confirm it.
+    pub(crate) gated: bool,
     thread: Option<String>,
 }
 
@@ -138,6 +140,7 @@ impl Ledger {
         if event.id.is_empty() || !self.owned.contains(&name) || self.answered.contains(&event.id) || dead {
             return;
         }
+        let gated = event.evaluated_permission.as_deref().is_some_and(|permission| permission != "allow");
         let phase = match event.evaluated_permission.as_deref() {
             None | Some("allow") => Phase::Queued,
             Some("deny") => return,
@@ -154,7 +157,7 @@ impl Ledger {
         }
         let thread = event.session_thread_id;
         let input = event.input.unwrap_or_else(|| serde_json::Value::Object(serde_json::Map::new()));
-        let call = Call { id: event.id.clone(), name, input, thread: thread.clone() };
+        let call = Call { id: event.id.clone(), name, input, gated, thread: thread.clone() };
         self.open.insert(event.id, Entry { phase, thread, call: Some(call) });
     }
 

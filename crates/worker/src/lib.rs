@@ -30,7 +30,7 @@ mod workspace;
 
 pub use client::ClientError;
 pub use observe::{Observation, Observer};
-pub use options::{Mode, Options};
+pub use options::{Before, Checkpoints, Mode, Options};
 pub use pace::Pace;
 pub use secret::Secret;
 pub use webhook::WebhookError;

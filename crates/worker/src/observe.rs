@@ -37,6 +37,29 @@ pub enum Observation {
         /// What the driver said.
         reason: String,
     },
+    /// The session's sandbox is about to end.
+    SandboxEnded {
+        /// The session.
+        session: String,
+        /// What it used.
+        usage: Box<palisade_sandbox::Usage>,
+    },
+    /// A checkpoint of the session's workspace is durable.
+    CheckpointTaken {
+        /// The session.
+        session: String,
+        /// Its name.
+        checkpoint: String,
+        /// On what occasion.
+        why: String,
+    },
+    /// The session's workspace was brought back to a checkpoint.
+    WorkspaceRestored {
+        /// The session.
+        session: String,
+        /// The checkpoint.
+        checkpoint: String,
+    },
     /// A call waits for a person's confirmation.
     CallHeld {
         /// The session.

@@ -30,6 +30,31 @@ pub enum Mode {
     },
 }
 
+/// When checkpoints of a session's workspace are taken, and what they are for. By default none are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Checkpoints {
+    /// Before which calls.
+    pub before: Before,
+    /// Undo what such a call did to the workspace when it fails, is given up or is cut off.
+    pub transactional: bool,
+    /// When the worker lets go of an idle session.
+    pub on_idle: bool,
+    /// When the session's sandbox ends for another reason.
+    pub on_stop: bool,
+}
+
+/// Which calls have a checkpoint taken before them. Calls that only read never do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Before {
+    /// None.
+    #[default]
+    Off,
+    /// Those that a person had to confirm.
+    Gated,
+    /// All.
+    All,
+}
+
 /// Everything a worker needs. [`Options::new`] fills in the defaults.
 #[derive(Clone)]
 pub struct Options {
@@ -49,7 +74,8 @@ pub struct Options {
     pub max_idle: Duration,
     /// How long running calls may go on after a shutdown was asked for.
     pub grace: Duration,
-    /// Where sessions live: `sessions/<session id>/{workspace,outputs,journal.jsonl}`.
+    /// Where sessions live: `sessions/<session id>/{layers,outputs,journal.jsonl}`; what fresh workspaces start with is in
+    /// `bases`, checkpoints are in `checkpoints`.
     pub state_dir: PathBuf,
     /// What makes sandboxes.
     pub driver: Arc<dyn Driver>,
@@ -63,8 +89,10 @@ pub struct Options {
     pub sandbox_env: Vec<(String, String)>,
     /// How long one tool call may run.
     pub tool_timeout: Duration,
-    /// A directory whose contents every fresh workspace starts with.
+    /// A directory whose contents every fresh workspace starts with, as they are when the worker starts.
     pub seed: Option<PathBuf>,
+    /// When checkpoints are taken.
+    pub checkpoints: Checkpoints,
     /// When to look into the queue.
     pub mode: Mode,
     /// Certificates (PEM) to trust in addition to the system's.
@@ -103,6 +131,7 @@ impl Options {
             sandbox_env: Vec::new(),
             tool_timeout: Duration::from_secs(120),
             seed: None,
+            checkpoints: Checkpoints::default(),
             mode: Mode::AlwaysOn,
             ca_file: None,
             tools: ["bash", "read", "write", "edit", "glob", "grep"].map(String::from).into(),

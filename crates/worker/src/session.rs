@@ -268,9 +268,13 @@ impl Service {
             tracing::warn!(session = &*self.context.session, call, tool, "call stopped: it outlasted the grace");
             // A read has no effects; it is left to the next worker.
             if !read && self.ledger.tool_done(&call) {
-                let text = format!(
-                    "The call was stopped before it finished because the worker is shutting down. {tool} may have had part of its effects."
-                );
+                let effect = if self.context.hands.would_be_undone(&call) {
+                    "The workspace is returned to its state before the call.".to_owned()
+                } else {
+                    format!("{tool} may have had part of its effects.")
+                };
+                let text =
+                    format!("The call was stopped before it finished because the worker is shutting down. {effect}");
                 let event = answer::error_event(&call, &text);
                 self.finish(call, event, true);
             }
@@ -335,10 +339,12 @@ impl Service {
             tool = call.name,
             "call was begun before the worker restarted; not run again"
         );
-        let text = format!(
-            "The worker was restarted while this {} call ran. Whether and how far it took effect is unknown; it was not run again. Check the state before repeating it.",
-            call.name
-        );
+        let effect = if self.context.hands.was_undone(&call.id) {
+            "The workspace was returned to its state before the call, and it was not run again."
+        } else {
+            "Whether and how far it took effect is unknown; it was not run again. Check the state before repeating it."
+        };
+        let text = format!("The worker was restarted while this {} call ran. {effect}", call.name);
         let event = answer::error_event(&call.id, &text);
         self.ledger.tool_done(&call.id);
         self.recorded.insert(call.id.clone());
@@ -424,7 +430,7 @@ async fn run(context: Context, call: Call) -> Finished {
     }
     let began = Instant::now();
     let limit = context.tool_timeout + OVERRUN;
-    let tool = tokio::time::timeout(limit, context.hands.run(&call.name, call.input, context.tool_timeout));
+    let tool = tokio::time::timeout(limit, context.hands.run(&call, context.tool_timeout));
     let outcome = if record { alongside(tool, force(&context)).await } else { tool.await };
     let (event, is_error) = match outcome {
         Ok(Ok(output)) => (answer::result_event(&call.id, output.content, output.is_error), output.is_error),
@@ -444,6 +450,7 @@ async fn post(context: Context, call: String, event: Arc<str>, record: bool) -> 
     if let Err(error) = context.journal.result(&call, &event) {
         tracing::warn!(session = &*context.session, call, %error, "result could not be recorded; posting it all the same");
     }
+    context.hands.keep(&call).await;
     let posted = alongside(deliver(&context, &call, &event), force(&context)).await;
     (call, posted)
 }

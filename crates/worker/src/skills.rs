@@ -13,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use bytes::Bytes;
 
 use crate::client::{CallError, Client, Credential};
+use crate::hands::Place;
 use crate::wire::SkillRef;
 
 /// What one skill may unpack to (the upload limit is 30 MB), in bytes and in members.
@@ -65,13 +66,25 @@ pub(crate) async fn fetch(client: &Client, credential: &Credential, skill: &Skil
     Ok(Skill { name, archive })
 }
 
-/// Unpacks a skill into the workspace. `ours` are the names that earlier items installed; they may be replaced.
-pub(crate) async fn install(skill: Skill, workspace: PathBuf, ours: Vec<String>) -> Result<(), SkillError> {
-    let unpacked = tokio::task::spawn_blocking(move || unpack(&skill.archive, &workspace, &skill.name, &ours)).await;
+/// Unpacks a skill into the layer of a workspace that no sandbox has. `ours` are the names that earlier items installed; they
+/// may be replaced.
+pub(crate) async fn install(skill: Skill, place: Place, ours: Vec<String>) -> Result<(), SkillError> {
+    let unpacked = tokio::task::spawn_blocking(move || {
+        let below = |layer: &PathBuf| fs::symlink_metadata(layer.join("skills").join(&skill.name)).is_ok();
+        if place.lower.iter().any(below) && !ours.contains(&skill.name) {
+            return Err(SkillError::Occupied(skill.name.clone()));
+        }
+        unpack(&skill.archive, &place.upper, &skill.name, &ours)?;
+        // Nothing of an earlier version that a checkpoint brought back shows through.
+        let made = place.upper.join("skills").join(&skill.name);
+        rustix::fs::setxattr(made, "user.overlay.opaque", b"y", rustix::fs::XattrFlags::empty())
+            .map_err(|why| SkillError::Write(why.into()))
+    })
+    .await;
     unpacked.map_err(|error| SkillError::Write(io::Error::other(error)))?
 }
 
-/// Takes installed skills out of the workspace again.
+/// Takes installed skills out of the layer of a workspace that no sandbox has.
 pub(crate) fn remove(workspace: &Path, names: &[String]) {
     let skills = workspace.join("skills");
     if !is_directory(&skills) {

@@ -8,6 +8,8 @@ use std::borrow::Cow;
 use base64::Engine as _;
 use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use std::collections::HashMap;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
@@ -99,6 +101,14 @@ pub(crate) struct Session {
     pub(crate) agent: Option<SessionAgent>,
     #[serde(default)]
     pub(crate) resources: Option<Vec<SessionResource>>,
+    #[serde(default, deserialize_with = "texts")]
+    pub(crate) metadata: HashMap<String, String>,
+}
+
+/// A map's texts; whatever else a control plane has there is left out.
+fn texts<'de, D: serde::Deserializer<'de>>(from: D) -> Result<HashMap<String, String>, D::Error> {
+    let found = Option::<HashMap<String, serde_json::Value>>::deserialize(from)?.unwrap_or_default();
+    Ok(found.into_iter().filter_map(|(key, value)| Some((key, value.as_str()?.to_owned()))).collect())
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use palisade_checkpoint::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,7 @@ use crate::options::{Mode, Options};
 use crate::pace::{Backoff, between, unit, unix_now};
 use crate::webhook::{self, WebhookError};
 use crate::wire::WorkItem;
+use crate::workspace::Base;
 
 /// How long the server may hold a poll, in ms; the protocol's largest.
 const BLOCK_MS: u16 = 999;
@@ -42,6 +44,12 @@ pub enum Error {
         "the variable {0} may not be set in sandboxes: it is a name, or holds the value, of the worker's own credential"
     )]
     SandboxEnv(String),
+    /// What fresh workspaces start with cannot be prepared.
+    #[error("preparing what fresh workspaces start with: {0}")]
+    Base(String),
+    /// The store of checkpoints cannot be used.
+    #[error("opening the store of checkpoints: {0}")]
+    Checkpoints(#[from] palisade_checkpoint::Error),
     /// There is no environment key.
     #[error("the environment key is empty")]
     NoKey,
@@ -154,7 +162,11 @@ impl Worker {
             }
         };
         let tools = Arc::new(options.tools.clone());
-        Ok(Self { shared: Arc::new(Shared { options, client: Arc::new(client), tools, observe: Arc::new(observe) }) })
+        let base =
+            Base::make(&options.state_dir, options.seed.as_deref()).map_err(|why| Error::Base(why.to_string()))?;
+        let store = Arc::new(Store::open(options.state_dir.join("checkpoints"))?);
+        let (client, observe) = (Arc::new(client), Arc::new(observe));
+        Ok(Self { shared: Arc::new(Shared { options, client, tools, observe, base, store }) })
     }
 
     /// Works until `shutdown` is cancelled (or, in [`Mode::Drain`], until the queue is empty), then ends in good order:

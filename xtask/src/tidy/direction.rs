@@ -15,9 +15,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("palisade-server", &["palisade-api", "palisade-core", "palisade-store", "palisade-engine"]),
     ("palisade-cell", &[]),
     ("palisade-checkpoint", &[]),
+    ("palisade-hostile", &[]),
     ("palisade-sandbox", &["palisade-api", "palisade-cell"]),
+    ("palisade-image", &["palisade-api"]),
     // Never the store, the core, the engine or the server: it talks to any control plane, and only over the wire.
-    ("palisade-worker", &["palisade-api", "palisade-checkpoint", "palisade-sandbox"]),
+    ("palisade-worker", &["palisade-api", "palisade-checkpoint", "palisade-image", "palisade-sandbox"]),
     (
         "palisade-cli",
         &[
@@ -29,6 +31,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "palisade-cell",
             "palisade-checkpoint",
             "palisade-sandbox",
+            "palisade-image",
             "palisade-worker",
         ],
     ),

@@ -3,12 +3,15 @@
 pub(crate) mod agents;
 pub(crate) mod backup;
 pub(crate) mod bench;
+pub(crate) mod checkpoints;
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod environments;
+pub(crate) mod images;
 pub(crate) mod keys;
 pub(crate) mod run;
+pub(crate) mod sandbox;
 pub(crate) mod server;
 pub(crate) mod sessions;
 pub(crate) mod up;

@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod answers;
+mod checkpoints;
 mod demo;
 mod errors;
 mod heavy;
 mod help;
+mod images;
 mod keys;
 mod lifecycle;
 mod rig;
+mod sandbox;
 mod sessions;

@@ -99,6 +99,16 @@ pub(crate) fn receive(socket: RawFd, buffer: &mut [u8], descriptors: &mut Vec<Ow
     usize::try_from(read).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
+/// Refuses a file of `/proc`. What is this process's own there is nobody else's to see, and a name that was looked at before
+/// may lead there by the time that it is opened.
+pub(crate) fn refuse_process_files(file: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: a structure of zeros is valid.
+    let mut stat: libc::statfs64 = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure lives through the call.
+    check(unsafe { libc::fstatfs64(file.as_raw_fd(), &raw mut stat) }.into())?;
+    if stat.f_type == libc::PROC_SUPER_MAGIC { Err(io::Error::from_raw_os_error(libc::EACCES)) } else { Ok(()) }
+}
+
 /// `kill(2)`; a negative number names a process group.
 pub(crate) fn kill(pid: i32, signal: i32) {
     // SAFETY: no pointers; a process that is gone is an error that means the wish is fulfilled.

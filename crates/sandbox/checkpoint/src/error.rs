@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{Id, Text};
+use crate::{Id, LayerPath};
 
 /// Why an operation on checkpoints failed.
 #[derive(Debug, thiserror::Error)]
@@ -58,23 +58,23 @@ pub enum Error {
     },
     /// A device in a layer: only overlayfs's whiteouts are allowed there.
     #[error("{0} in the layer is a device; remove it, it cannot be part of a checkpoint")]
-    Device(Text),
+    Device(LayerPath),
     /// An overlay feature whose layers do not hold what they show.
     #[error(
-        "{0} in the layer refers to content elsewhere (overlay redirect or metacopy); mount the overlay without these"
+        "{0} in the layer refers to content elsewhere (overlay redirect, metacopy or the like); mount the overlay without these"
     )]
-    Redirect(Text),
+    Redirect(LayerPath),
     /// A file could not be read.
     #[error("{path} in the layer cannot be read: {cause}")]
     Unreadable {
         /// Its path in the layer.
-        path: Text,
+        path: LayerPath,
         /// What the system said.
         cause: io::Error,
     },
     /// The layer changed while it was read.
     #[error("{0} in the layer changed while it was captured; freeze the sandbox before capturing it")]
-    Changed(Text),
+    Changed(LayerPath),
     /// A limit on the size of what is read was reached.
     #[error("{what} is over the limit of {limit}; raise the limit if you trust where it comes from")]
     Limit {
@@ -84,7 +84,7 @@ pub enum Error {
         limit: u64,
     },
     /// Two checkpoints, or a checkpoint and a capture, that are relative to different bases.
-    #[error("the bases differ ({0} and {1}); only layers over one base can be combined")]
+    #[error("the bases differ ({0:?} and {1:?}); only layers over one base can be combined")]
     Bases(String, String),
     /// An archive that is not what it should be.
     #[error("the archive cannot be imported: {0}; nothing was stored")]
@@ -93,7 +93,7 @@ pub enum Error {
     #[error(
         "{0} cannot be in an OCI layer: its name is that of a whiteout there; rename it, or export in the own format"
     )]
-    Inexpressible(Text),
+    Inexpressible(LayerPath),
     /// The off-machine store failed.
     #[error("the off-machine store: {0}")]
     Remote(String),

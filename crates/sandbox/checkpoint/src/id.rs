@@ -33,7 +33,7 @@ impl fmt::Debug for Id {
     }
 }
 
-/// Text that is not the name of a checkpoint.
+/// LayerPath that is not the name of a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is no checkpoint's name: it has 64 hexadecimal digits, lower case")]
 pub struct InvalidId(pub String);
@@ -73,25 +73,25 @@ impl From<Id> for String {
 /// A path inside a layer: bytes without a leading slash, since names need not be UTF-8. Shown with everything escaped that is
 /// not plain text, so that no name can write to a terminal.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Text(pub(crate) Vec<u8>);
+pub struct LayerPath(pub(crate) Vec<u8>);
 
-impl Text {
+impl LayerPath {
     /// The bytes of the path.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    pub(crate) fn join(&self, name: &[u8]) -> Text {
+    pub(crate) fn join(&self, name: &[u8]) -> LayerPath {
         let mut path = self.0.clone();
         if !path.is_empty() {
             path.push(b'/');
         }
         path.extend_from_slice(name);
-        Text(path)
+        LayerPath(path)
     }
 }
 
-impl fmt::Display for Text {
+impl fmt::Display for LayerPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str(".");
@@ -110,13 +110,13 @@ impl fmt::Display for Text {
     }
 }
 
-impl fmt::Debug for Text {
+impl fmt::Debug for LayerPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{self}\"")
     }
 }
 
-impl Serialize for Text {
+impl Serialize for LayerPath {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }

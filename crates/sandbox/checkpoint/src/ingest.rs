@@ -125,6 +125,7 @@ impl<'s> Ingest<'s> {
     /// Keeps the nodes of a normalised tree, makes everything durable, and gives the tree's name and by how many bytes the
     /// store grew.
     pub(crate) fn finish(self, tree: &Tree, scratch: &mut Scratch) -> Result<(Id, u64)> {
+        tree.check()?;
         let id = tree::encode(tree, |bytes| self.add(bytes, &mut scratch.packer, &mut scratch.packed))?;
         let Ingest { store, index, pack } = self;
         drop(index);

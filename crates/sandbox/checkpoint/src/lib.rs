@@ -25,11 +25,11 @@ pub use archive::{Format, ImportLimits, ImportOptions};
 pub use capture::{CaptureOptions, Captured, Ownership};
 pub use diff::{Change, ChangeKind, EntryKind, Version};
 pub use error::{Error, Result};
-pub use id::{Id, InvalidId, Text};
+pub use id::{Id, InvalidId, LayerPath};
 pub use layer::Layer;
 #[cfg(feature = "remote")]
 pub use object_store;
 #[cfg(feature = "remote")]
-pub use remote::{Moved, Remote};
+pub use remote::{Moved, Remote, open_objects};
 pub use store::{Checkpoint, Counts, Fault, Pruned, Retention, Store, Verified};
 pub use transaction::{Action, Facts, State, Transaction, recover};

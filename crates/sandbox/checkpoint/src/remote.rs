@@ -11,8 +11,8 @@ use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 
 use crate::error::At as _;
 use crate::store::pack::{self, Entry, PackWriter};
-use crate::store::{Checkpoint, MAX_ENTRIES, Store, create_new};
-use crate::tree::{self, Limits};
+use crate::store::{Checkpoint, Store, create_new};
+use crate::tree;
 use crate::{Error, Id, Result};
 
 /// Packs that are sent are at most about this long: 32 MiB.
@@ -34,6 +34,25 @@ pub struct Moved {
     pub chunks: u64,
     /// Bytes.
     pub bytes: u64,
+}
+
+/// Opens the object store of an address, and gives what goes before the names in it: a directory of this machine, or
+/// `s3://BUCKET/PREFIX` where that is built in. S3's endpoint, region and credentials come from the usual `AWS_` variables.
+pub fn open_objects(address: &str) -> Result<(Box<dyn ObjectStore>, String)> {
+    if let Some((scheme, rest)) = address.split_once("://") {
+        #[cfg(feature = "s3")]
+        if scheme == "s3" {
+            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            let builder = object_store::aws::AmazonS3Builder::from_env().with_bucket_name(bucket);
+            return Ok((Box::new(builder.build().map_err(failed)?), prefix.to_owned()));
+        }
+        return Err(failed(format!(
+            "{scheme}://{rest}: not supported: {scheme}; name a directory or s3://BUCKET/PREFIX"
+        )));
+    }
+    let path = std::path::Path::new(address);
+    std::fs::create_dir_all(path).at("making", path)?;
+    Ok((Box::new(object_store::local::LocalFileSystem::new_with_prefix(path).map_err(failed)?), String::new()))
 }
 
 fn failed(why: impl std::fmt::Display) -> Error {
@@ -186,7 +205,7 @@ impl Store {
                 self.read(&index, node)
             };
             let wrong = |node: &Id, what: &str| failed(format!("chunk {node} of checkpoint {id} is no node: {what}"));
-            let decoded = tree::decode(id, Limits { entries: MAX_ENTRIES }, fetch, wrong);
+            let decoded = tree::decode(id, tree::Limits::default(), fetch, wrong);
             let tree = match decoded {
                 Ok(tree) => Some(tree),
                 // A node that is not here yet, or in a pack that is broken here.

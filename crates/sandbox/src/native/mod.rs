@@ -243,6 +243,8 @@ fn setup(base: &Base, root: Root) -> Setup {
         (libc::RLIMIT_CORE, 1),
         (libc::RLIMIT_MEMLOCK, 64 << 10),
         (libc::RLIMIT_MSGQUEUE, 0),
+        // Queued signals and timers are counted for whoever made the user namespace too, and so for all its sandboxes.
+        (libc::RLIMIT_SIGPENDING, 1024),
         (libc::RLIMIT_NICE, 0),
         (libc::RLIMIT_RTPRIO, 0),
     ];

@@ -4,6 +4,7 @@
 mod bombs;
 mod calls;
 mod drivers;
+mod hostile;
 mod layers;
 mod lifecycle;
 mod network;

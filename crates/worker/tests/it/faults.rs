@@ -30,7 +30,7 @@ async fn a_stream_cut_while_a_tool_runs_loses_nothing_and_repeats_nothing() {
     session.queue();
     let working = rig.start();
     let call = session
-        .bash("echo x >> /workspace/count; touch /workspace/started; until [ -e /workspace/go ]; do sleep 0.01; done");
+        .bash("echo x >> /workspace/count; touch /workspace/started; until [ -e /mnt/session/outputs/go ]; do sleep 0.01; done");
     rig.content(&session, "started", "").await;
     for (round, clean) in [false, true, false].into_iter().enumerate() {
         rig.fake.fault(Route::Stream, [Reply::error(503)]);
@@ -40,7 +40,7 @@ async fn a_stream_cut_while_a_tool_runs_loses_nothing_and_repeats_nothing() {
     session.cut(true);
     let meanwhile = session.bash("echo meanwhile");
     session.raw_frame("data: {\"type\":\"unknown.kind\"}\n\n: comment\n\nevent: error\ndata: {\"error\":{\"message\":\"overloaded\"}}\n\n");
-    std::fs::write(rig.file(&session, "go"), "").unwrap();
+    rig.go(&session);
     assert_eq!(text(&rig.result(&session, &meanwhile).await), "meanwhile");
     rig.result(&session, &call).await;
     rig.content(&session, "count", "x\n").await;

@@ -62,7 +62,8 @@ async fn no_accepted_heartbeat_for_a_time_to_live_is_a_loss() {
 async fn stopping_lets_the_running_call_finish_and_starts_no_other() {
     let rig = Rig::new().await;
     let session = rig.fake.session();
-    let running = session.bash("touch /workspace/started; until [ -e /workspace/go ]; do sleep 0.01; done; echo done");
+    let running =
+        session.bash("touch /workspace/started; until [ -e /mnt/session/outputs/go ]; do sleep 0.01; done; echo done");
     let next = session.bash("touch /workspace/next");
     session.queue();
     let working = rig.start();
@@ -70,7 +71,7 @@ async fn stopping_lets_the_running_call_finish_and_starts_no_other() {
     session.ask_to_stop();
     let beats = rig.fake.seen_on(Route::Heartbeat).len();
     rig.fake.wait("a beat", |fake| (fake.seen_on(Route::Heartbeat).len() > beats + 1).then_some(())).await;
-    std::fs::write(rig.file(&session, "go"), "").unwrap();
+    rig.go(&session);
     rig.fake.stopped(&session.id).await;
     assert_eq!(text(&session.result_of(&running).unwrap()), "done");
     assert!(session.result_of(&next).is_none());

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod calls;
+mod checkpoints;
 mod faults;
 mod lease;
 mod queue;

@@ -95,13 +95,14 @@ async fn refused_acknowledgements_do_not_end_the_worker() {
 async fn two_sessions_at_once_and_each_alone_in_its_sandbox() {
     let rig = Rig::new().await;
     let (one, two) = (rig.fake.session(), rig.fake.session());
-    let first = one.bash("echo one > /workspace/mine; until [ -e /workspace/go ]; do sleep 0.01; done; echo one ends");
+    let first = one
+        .bash("echo one > /workspace/mine; until [ -e /mnt/session/outputs/go ]; do sleep 0.01; done; echo one ends");
     one.queue();
     let second = two.bash("ls /workspace; echo two ends");
     two.queue();
     let working = rig.start();
     assert_eq!(text(&rig.result(&two, &second).await), "two ends");
-    std::fs::write(rig.file(&one, "go"), "").unwrap();
+    rig.go(&one);
     assert_eq!(text(&rig.result(&one, &first).await), "one ends");
     assert_eq!(rig.fake.item_state(&one.id).as_deref(), Some("active"));
     working.end().await;
@@ -156,8 +157,8 @@ async fn drain_serves_what_is_queued_and_ends() {
 async fn shutdown_finishes_what_runs_and_releases_the_rest() {
     let rig = Rig::new().await;
     let session = rig.fake.session();
-    let running =
-        session.bash("touch /workspace/started; until [ -e /workspace/go ]; do sleep 0.01; done; echo finished");
+    let running = session
+        .bash("touch /workspace/started; until [ -e /mnt/session/outputs/go ]; do sleep 0.01; done; echo finished");
     let pending = session.bash("echo by the next worker");
     session.queue();
     let working = rig.start();
@@ -165,7 +166,7 @@ async fn shutdown_finishes_what_runs_and_releases_the_rest() {
     working.shutdown.cancel();
     let late = rig.fake.session();
     late.queue();
-    std::fs::write(rig.file(&session, "go"), "").unwrap();
+    rig.go(&session);
     let summary = working.outcome().await.unwrap();
     assert_eq!(summary.completed, 1);
     assert_eq!(text(&session.result_of(&running).unwrap()), "finished");

@@ -98,15 +98,23 @@ impl Rig {
         self.fake.wait("a result", |_| session.result_of(call)).await
     }
 
-    /// A file of the session's workspace, from the host.
+    /// A file that the session wrote into its workspace, from the host: what lies on the base is the newest layer.
     pub(crate) fn file(&self, session: &FakeSession, name: &str) -> PathBuf {
-        self.dir.path().join("state/sessions").join(&session.id).join("workspace").join(name)
+        let layers = self.dir.path().join("state/sessions").join(&session.id).join("layers");
+        let numbers = std::fs::read_dir(&layers).into_iter().flatten().flatten();
+        let newest = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok()).max().unwrap_or(1);
+        layers.join(newest.to_string()).join("upper").join(name)
+    }
+
+    /// Lets a command of the session go on that waits for `/mnt/session/outputs/go`.
+    pub(crate) fn go(&self, session: &FakeSession) {
+        let outputs = self.dir.path().join("state/sessions").join(&session.id).join("outputs");
+        std::fs::write(outputs.join("go"), "").unwrap();
     }
 
     /// Waits until a file of the session's workspace has this content.
     pub(crate) async fn content(&self, session: &FakeSession, name: &str, content: &str) {
-        let path = self.file(session, name);
-        let read = || std::fs::read_to_string(&path).ok().filter(|found| found == content);
+        let read = || std::fs::read_to_string(self.file(session, name)).ok().filter(|found| found == content);
         self.fake.wait(&format!("{name} to hold {content:?}"), |_| read()).await;
     }
 

@@ -143,7 +143,8 @@ async fn with_server(plan: &mut Plan, server: &Running, bait: &Bait, out: Output
 
     // The worker is gone, and the sandbox with it: nothing changes any more.
     let home = plan.worker_dir.join("sessions").join(&session);
-    let (workspace, outputs) = (home.join("workspace"), home.join("outputs"));
+    // What the session wrote; what it found was there before.
+    let (workspace, outputs) = (home.join("layers"), home.join("outputs"));
     let taken = bait.taken();
     let checks = vec![
         evidence::log_holds_no_secret(&events, &plan.secrets),

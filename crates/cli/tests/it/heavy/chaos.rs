@@ -237,7 +237,8 @@ fn check(events: &[Value], worker: &Path, session: &str) {
         assert_eq!(closed, 1, "{session}: a span is closed once");
     }
     assert_eq!(of("agent.message").len(), 1, "{session}");
-    let log = std::fs::read_to_string(worker.join("sessions").join(session).join("workspace/log")).unwrap_or_default();
+    let log =
+        std::fs::read_to_string(worker.join("sessions").join(session).join("layers/1/upper/log")).unwrap_or_default();
     let lines: Vec<usize> = log.lines().map(|line| line.parse().unwrap()).collect();
     let once: BTreeSet<usize> = lines.iter().copied().collect();
     assert_eq!(once.len(), lines.len(), "{session}: no command ran twice: {lines:?}");

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::path::{For, Roots, explain};
 use super::{MAX_FILE, text, write};
+use crate::sys;
 
 pub(super) fn edit(roots: &Roots, input: &Value) -> Result<String, String> {
     let given = text(input, "edit", "file_path")?;
@@ -21,6 +22,7 @@ pub(super) fn edit(roots: &Roots, input: &Value) -> Result<String, String> {
     let file =
         OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOFOLLOW).open(&path);
     let file = file.map_err(|why| explain("edit", given, &why))?;
+    sys::refuse_process_files(&file).map_err(|why| explain("edit", given, &why))?;
     let meta = file.metadata().map_err(|why| explain("edit", given, &why))?;
     if !meta.is_file() {
         return Err(format!("edit: {given} is not a regular file"));

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::path::{For, Roots, explain};
 use super::{MAX_FILE, Output, text};
+use crate::sys;
 
 /// An image may be this long in base64.
 const MAX_IMAGE: u64 = 5 << 20;
@@ -23,6 +24,7 @@ pub(super) fn read(roots: &Roots, input: &Value) -> Result<Output, String> {
     let file =
         OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOFOLLOW).open(&path);
     let mut file = file.map_err(|why| explain("read", given, &why))?;
+    sys::refuse_process_files(&file).map_err(|why| explain("read", given, &why))?;
     let meta = file.metadata().map_err(|why| explain("read", given, &why))?;
     if !meta.is_file() {
         return Err(format!("read: {given} is not a regular file"));

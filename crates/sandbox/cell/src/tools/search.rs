@@ -100,8 +100,9 @@ pub(super) fn glob(roots: &Roots, input: &Value) -> Result<String, String> {
     }
     found.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
     found.truncate(MAX_PATHS);
-    let paths: Vec<String> = found.iter().map(|(_, path)| path.to_string_lossy().into_owned()).collect();
-    Ok(paths.join("\n"))
+    let paths: Vec<&[u8]> = found.iter().map(|(_, path)| path.as_os_str().as_encoded_bytes()).collect();
+    // A name is as good a place for a terminal's commands as a line.
+    Ok(String::from_utf8_lossy(&crate::shell::strip_escapes(&paths.join(&b'\n'))).into_owned())
 }
 
 pub(super) fn grep(roots: &Roots, input: &Value) -> Result<String, String> {
@@ -163,6 +164,9 @@ fn search(path: &Path, regex: &regex::bytes::Regex, name: Option<&str>, out: &mu
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOFOLLOW)
         .open(path);
     let Ok(file) = file else { return };
+    if crate::sys::refuse_process_files(&file).is_err() {
+        return;
+    }
     let mut bytes = Vec::new();
     if file.take(MAX_SEARCHED).read_to_end(&mut bytes).is_err() {
         return;

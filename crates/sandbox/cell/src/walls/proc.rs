@@ -42,6 +42,8 @@ pub(super) fn mount(root: &str) -> Result<(), Failed> {
     // A second lock on the door that the filters close: no user namespace below this one. Kernels that do not let its own
     // root set it leave the filters.
     let _ = fs::write(format!("{at}/sys/user/max_user_namespaces"), "0");
+    // These are counted for whoever made the namespace as well: one sandbox must not use up all that its worker has.
+    let _ = fs::write(format!("{at}/sys/user/max_inotify_instances"), "32");
     for name in ["bus", "fs", "irq", "sys", "sysrq-trigger"] {
         let path = sys::path(&format!("{at}/{name}")).step("read-only proc", name)?;
         if let Ok(tree) = sys::open_tree(&path) {

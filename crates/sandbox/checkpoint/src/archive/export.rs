@@ -12,7 +12,7 @@ use crate::error::At as _;
 use crate::store::Store;
 use crate::store::index::Index;
 use crate::tree::{Content, Dir, Extent, Meta, Node};
-use crate::{Error, Id, Result, Text};
+use crate::{Error, Id, LayerPath, Result};
 
 /// What kind of archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Store {
             record(&mut global, key::BASE, tree.base.as_bytes());
             export.extended(EntryType::XGlobalHeader, &global)?;
         }
-        let mut waiting = vec![(0, Text::default())];
+        let mut waiting = vec![(0, LayerPath::default())];
         while let Some((place, path)) = waiting.pop() {
             let dir = &tree.dirs[place];
             export.directory(&path, dir)?;
@@ -60,7 +60,7 @@ struct Export<'s, W> {
     format: Format,
     out: W,
     /// The first path of files with several.
-    linked: HashMap<u32, Text>,
+    linked: HashMap<u32, LayerPath>,
 }
 
 impl<W: Write> Export<'_, W> {
@@ -136,7 +136,7 @@ impl<W: Write> Export<'_, W> {
         self.put(header.as_bytes())
     }
 
-    fn directory(&mut self, path: &Text, dir: &Dir) -> Result<()> {
+    fn directory(&mut self, path: &LayerPath, dir: &Dir) -> Result<()> {
         let name = if path.0.is_empty() { b"./".to_vec() } else { [&path.0[..], b"/"].concat() };
         let records = self.literal(path)?;
         self.head(EntryType::Directory, &name, b"", &dir.meta, 0, records)?;
@@ -146,13 +146,13 @@ impl<W: Write> Export<'_, W> {
         Ok(())
     }
 
-    fn mark(&mut self, path: &Text, records: Vec<u8>) -> Result<()> {
+    fn mark(&mut self, path: &LayerPath, records: Vec<u8>) -> Result<()> {
         let meta = Meta { mode: 0o644, ..Meta::default() };
         self.head(EntryType::Regular, &path.0, b"", &meta, 0, records)
     }
 
     /// The record that keeps a name from being read as a whiteout, where that is needed.
-    fn literal(&self, path: &Text) -> Result<Vec<u8>> {
+    fn literal(&self, path: &LayerPath) -> Result<Vec<u8>> {
         let mut records = Vec::new();
         if path.0.rsplit(|byte| *byte == b'/').next().is_some_and(|name| name.starts_with(WHITEOUT)) {
             if self.format == Format::OciLayer {
@@ -163,7 +163,7 @@ impl<W: Write> Export<'_, W> {
         Ok(records)
     }
 
-    fn entry(&mut self, dir: &Text, name: &[u8], node: &Node) -> Result<()> {
+    fn entry(&mut self, dir: &LayerPath, name: &[u8], node: &Node) -> Result<()> {
         let path = dir.join(name);
         match node {
             Node::Directory(_) => Ok(()),

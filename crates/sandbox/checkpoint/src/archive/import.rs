@@ -12,7 +12,7 @@ use super::{OPAQUE, WHITEOUT, key};
 use crate::ingest::{Ingest, Scratch};
 use crate::store::{Checkpoint, Store};
 use crate::tree::{self, Content, Dir, Extent, File, INLINE, MAX_DEPTH, Meta, Node, Tree};
-use crate::{Error, Result, Text};
+use crate::{Error, LayerPath, Result};
 
 /// The longest extended header, and the longest map of a file with holes: 8 MiB.
 const MAX_RECORDS: u64 = 8 << 20;
@@ -325,7 +325,7 @@ impl<'s, R: Read, C: Fn(&R) -> Option<u64>> Import<'s, R, C> {
 
     fn entry(&mut self, kind: EntryType, entry: Entry) -> Result<()> {
         let names = names(&entry.path)?;
-        let shown = Text(names.join(&b'/'));
+        let shown = LayerPath(names.join(&b'/'));
         let Some((name, parents)) = names.split_last() else {
             if kind != EntryType::Directory {
                 return Err(wrong("its root is no directory"));
@@ -389,7 +389,7 @@ impl<'s, R: Read, C: Fn(&R) -> Option<u64>> Import<'s, R, C> {
         Err(wrong("an entry that has no content has a size"))
     }
 
-    fn whiteout(&mut self, dir: usize, name: &[u8], hides_one: bool, shown: &Text) -> Result<()> {
+    fn whiteout(&mut self, dir: usize, name: &[u8], hides_one: bool, shown: &LayerPath) -> Result<()> {
         if name == OPAQUE && !hides_one {
             // The root of a layer is always merged.
             self.tree.dirs[dir].opaque = dir != 0;
@@ -422,7 +422,9 @@ impl<'s, R: Read, C: Fn(&R) -> Option<u64>> Import<'s, R, C> {
             }
             place = match self.tree.dirs[place].entries.get(*name) {
                 Some(Node::Directory(next)) => *next,
-                Some(_) => return Err(wrong(format!("{} is below what is no directory", Text(names.join(&b'/'))))),
+                Some(_) => {
+                    return Err(wrong(format!("{} is below what is no directory", LayerPath(names.join(&b'/')))));
+                }
                 None => {
                     self.entries += 1;
                     if self.entries > self.limits.entries {
@@ -436,7 +438,7 @@ impl<'s, R: Read, C: Fn(&R) -> Option<u64>> Import<'s, R, C> {
     }
 
     /// Another name of a file that the archive already has.
-    fn linked(&mut self, target: &[u8], shown: &Text) -> Result<File> {
+    fn linked(&mut self, target: &[u8], shown: &LayerPath) -> Result<File> {
         let missing = || wrong(format!("{shown} is a link to a file that is not before it"));
         let names = names(target)?;
         let (name, parents) = names.split_last().ok_or_else(missing)?;
@@ -479,11 +481,11 @@ impl<R: Read, C: Fn(&R) -> Option<u64>> Read for Guarded<'_, '_, R, C> {
 /// The parts of a path. One that leads out of the archive is an error.
 fn names(path: &[u8]) -> Result<Vec<&[u8]>> {
     if path.starts_with(b"/") || path.contains(&0) {
-        return Err(wrong(format!("the path {} is not relative", Text(path.to_vec()))));
+        return Err(wrong(format!("the path {} is not relative", LayerPath(path.to_vec()))));
     }
     let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").collect();
     if names.contains(&&b".."[..]) {
-        return Err(wrong(format!("the path {} leads out of it", Text(path.to_vec()))));
+        return Err(wrong(format!("the path {} leads out of it", LayerPath(path.to_vec()))));
     }
     if names.len() > MAX_DEPTH {
         return Err(Error::Limit { what: "the depth of the layer", limit: MAX_DEPTH as u64 });

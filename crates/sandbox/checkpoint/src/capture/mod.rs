@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use crate::ingest::{Ingest, Scratch};
 use crate::store::{Checkpoint, Store};
-use crate::{Error, Id, Result, Text, tree};
+use crate::{Error, Id, LayerPath, Result, tree};
 use cache::Cache;
 
 /// Whose the files of a layer are.
@@ -68,8 +68,10 @@ pub struct Captured {
     pub reused: u64,
     /// By how many bytes the store grew.
     pub grown: u64,
-    /// Sockets and named pipes: they have no content and are in no checkpoint.
-    pub skipped: Vec<Text>,
+    /// How many sockets and named pipes were left out: they have no content.
+    pub skipped: u64,
+    /// The first hundred of them.
+    pub skipped_paths: Vec<LayerPath>,
 }
 
 impl Store {
@@ -107,8 +109,16 @@ impl Store {
         let checkpoint = self.write_record(record)?;
         self.remember(id, tree.into());
         if let Some(path) = &options.cache {
-            walked.cache.save(path, upper)?;
+            // Only time is lost without it, and the checkpoint is made.
+            let _ = walked.cache.save(path, upper);
         }
-        Ok(Captured { checkpoint, read: walked.read, reused: walked.reused, grown, skipped: walked.skipped })
+        Ok(Captured {
+            checkpoint,
+            read: walked.read,
+            reused: walked.reused,
+            grown,
+            skipped: walked.skipped,
+            skipped_paths: walked.skipped_paths,
+        })
     }
 }

@@ -16,14 +16,16 @@ use super::{CaptureOptions, Ownership};
 use crate::descent::{self, Descent};
 use crate::error::At as _;
 use crate::ingest::{Ingest, Scratch};
-use crate::store::MAX_ENTRIES;
-use crate::tree::{self, Content, Dir, Extent, INLINE, MAX_DEPTH, Meta, Node, Tree, Xattrs};
-use crate::{Error, Result, Text};
+use crate::tree::{self, Content, Dir, Extent, INLINE, MAX_DEPTH, MAX_ENTRIES, Meta, Node, Tree, Xattrs};
+use crate::{Error, LayerPath, Result};
 
 /// How many open files may wait for the second thread. With a longer line the last ones would all be left to it.
 const WAITING: usize = 8;
 /// A file changed within this time before the capture began may have been changed in the same tick of the clock: 20 ms.
 const TICK: u32 = 20_000_000;
+
+/// How many of the entries that are left out are named.
+const NAMED: usize = 100;
 
 /// What was found in a layer.
 pub(super) struct Walked {
@@ -31,7 +33,8 @@ pub(super) struct Walked {
     pub(super) cache: Cache,
     pub(super) read: u64,
     pub(super) reused: u64,
-    pub(super) skipped: Vec<Text>,
+    pub(super) skipped: u64,
+    pub(super) skipped_paths: Vec<LayerPath>,
 }
 
 /// A file whose content is to be read.
@@ -68,9 +71,17 @@ pub(super) fn walk(upper: &Path, options: &CaptureOptions, ingest: &Ingest<'_>, 
             done: Vec::new(),
             places: Vec::new(),
             links: HashMap::new(),
+            parents: vec![(0, Box::default())],
             settled,
             entries: 0,
-            walked: Walked { tree: Tree::new(""), cache: Cache::default(), read: 0, reused: 0, skipped: Vec::new() },
+            walked: Walked {
+                tree: Tree::new(""),
+                cache: Cache::default(),
+                read: 0,
+                reused: 0,
+                skipped: 0,
+                skipped_paths: Vec::new(),
+            },
         };
         let went = walk.everything(root);
         // Without a sender the helper ends.
@@ -174,6 +185,8 @@ struct Walk<'a> {
     done: Done,
     places: Vec<Place>,
     links: HashMap<(u64, u64), u32>,
+    /// Each directory's parent, and its name there.
+    parents: Vec<(usize, Box<[u8]>)>,
     /// What changed before this looks different after the next change.
     settled: (i64, u32),
     entries: u64,
@@ -181,6 +194,18 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    /// The path of a directory.
+    fn path(&self, mut place: usize) -> LayerPath {
+        let mut names: Vec<&[u8]> = Vec::new();
+        while place != 0 {
+            let (parent, name) = &self.parents[place];
+            names.push(name);
+            place = *parent;
+        }
+        names.reverse();
+        LayerPath(names.join(&b'/'))
+    }
+
     fn everything(&mut self, root: OwnedFd) -> Result<()> {
         let mut descent = Descent::new(root).at("reading the layer", self.upper)?;
         let mut waiting = vec![self.directory(&descent, 0)?];
@@ -190,7 +215,7 @@ impl Walk<'_> {
                 descent.up().at("reading the layer", self.upper)?;
                 continue;
             };
-            descent.down(&name).map_err(|cause| Error::Unreadable { path: self.walked.tree.path(place), cause })?;
+            descent.down(&name).map_err(|cause| Error::Unreadable { path: self.path(place), cause })?;
             if waiting.len() >= MAX_DEPTH {
                 return Err(Error::Limit { what: "the depth of the layer", limit: MAX_DEPTH as u64 });
             }
@@ -202,14 +227,15 @@ impl Walk<'_> {
     /// Reads the directory where `descent` is, and gives the directories in it.
     fn directory(&mut self, descent: &Descent, place: usize) -> Result<Vec<(Box<[u8]>, usize)>> {
         let here = descent.here();
-        let unreadable =
-            |walk: &Walk<'_>, cause: io::Error| Error::Unreadable { path: walk.walked.tree.path(place), cause };
+        let unreadable = |walk: &Walk<'_>, cause: io::Error| Error::Unreadable { path: walk.path(place), cause };
         let stat = rustix::fs::fstat(here).map_err(|why| unreadable(self, why.into()))?;
         let mut xattrs = descent::xattrs(here).map_err(|why| unreadable(self, why))?;
         let marked = |value: &[u8]| value == b"y";
         let opaque = xattrs.get(&b"user.overlay.opaque"[..]).is_some_and(|value| marked(value));
-        if xattrs.contains_key(&b"user.overlay.redirect"[..]) {
-            return Err(Error::Redirect(self.walked.tree.path(place)));
+        // Directories with whiteouts of another kind, which no mount of ours makes, are marked so.
+        let foreign = xattrs.get(&b"user.overlay.opaque"[..]).is_some_and(|value| !marked(value));
+        if foreign || xattrs.contains_key(&b"user.overlay.redirect"[..]) {
+            return Err(Error::Redirect(self.path(place)));
         }
         xattrs.retain(|name, _| tree::is_xattr(name));
         let dir = &mut self.walked.tree.dirs[place];
@@ -221,13 +247,14 @@ impl Walk<'_> {
             if self.entries > MAX_ENTRIES {
                 return Err(Error::Limit { what: "the number of entries", limit: MAX_ENTRIES });
             }
-            let path = |walk: &Walk<'_>| walk.walked.tree.path(place).join(&name);
+            let path = |walk: &Walk<'_>| walk.path(place).join(&name);
             let unreadable = |walk: &Walk<'_>, cause: io::Error| Error::Unreadable { path: path(walk), cause };
             let stat = descent::stat_at(here, &name).map_err(|why| unreadable(self, why))?;
             let node = match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory => {
                     let next = self.walked.tree.dirs.len();
                     self.walked.tree.dirs.push(Dir::default());
+                    self.parents.push((place, name.clone()));
                     directories.push((name.clone(), next));
                     Node::Directory(next)
                 }
@@ -244,8 +271,11 @@ impl Walk<'_> {
                 }
                 FileType::CharacterDevice if stat.st_rdev == 0 => Node::Whiteout,
                 FileType::Fifo | FileType::Socket => {
-                    let path = path(self);
-                    self.walked.skipped.push(path);
+                    self.walked.skipped += 1;
+                    if self.walked.skipped_paths.len() < NAMED {
+                        let path = path(self);
+                        self.walked.skipped_paths.push(path);
+                    }
                     continue;
                 }
                 _ => return Err(Error::Device(path(self))),
@@ -281,10 +311,13 @@ impl Walk<'_> {
         let changed = (opened.st_ino, opened.st_dev, opened.st_size) != (stat.st_ino, stat.st_dev, stat.st_size);
         let mut xattrs = descent::xattrs(&file).map_err(Why::Read)?;
         if changed {
-            return Err(Why::Store(Error::Changed(self.walked.tree.path(dir).join(name))));
+            return Err(Why::Store(Error::Changed(self.path(dir).join(name))));
         }
-        if [&b"user.overlay.metacopy"[..], b"user.overlay.redirect"].iter().any(|it| xattrs.contains_key(*it)) {
-            return Err(Why::Store(Error::Redirect(self.walked.tree.path(dir).join(name))));
+        if [&b"user.overlay.metacopy"[..], b"user.overlay.redirect", b"user.overlay.whiteout"]
+            .iter()
+            .any(|it| xattrs.contains_key(*it))
+        {
+            return Err(Why::Store(Error::Redirect(self.path(dir).join(name))));
         }
         xattrs.retain(|name, _| tree::is_xattr(name));
         self.walked.read += 1;
@@ -310,7 +343,7 @@ impl Walk<'_> {
     /// The error for a failure: with the path of the file, which only this thread knows.
     fn located(&self, failed: Failed) -> Error {
         let place = &self.places[failed.slot];
-        let path = || self.walked.tree.path(place.dir).join(&place.name);
+        let path = || self.path(place.dir).join(&place.name);
         match failed.why {
             Why::Store(error) => error,
             Why::Read(why) if why.kind() == io::ErrorKind::UnexpectedEof => Error::Changed(path()),

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::store::Store;
-use crate::{Error, Id, Result, Text};
+use crate::{Error, Id, LayerPath, Result};
 use view::{Found, Side};
 
 /// What became of a path.
@@ -60,7 +60,7 @@ pub struct Version {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Change {
     /// Where.
-    pub path: Text,
+    pub path: LayerPath,
     /// What became of it.
     pub kind: ChangeKind,
     /// What it was; `None` when it was not there, or hid in a base that was not given.

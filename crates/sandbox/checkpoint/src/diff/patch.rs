@@ -8,7 +8,7 @@ use super::view::{self, Base, Found};
 use super::{Change, ChangeKind, EntryKind, Version};
 use crate::store::Store;
 use crate::store::index::Index;
-use crate::{Result, Text};
+use crate::{LayerPath, Result};
 
 /// Files above this size are not compared line by line.
 const TEXT: u64 = 1 << 20;
@@ -43,7 +43,7 @@ pub(super) fn write(
     Ok(())
 }
 
-fn one(path: &Text, before: Option<Version>, after: Option<Version>, old: &[u8], new: &[u8], out: &mut Vec<u8>) {
+fn one(path: &LayerPath, before: Option<Version>, after: Option<Version>, old: &[u8], new: &[u8], out: &mut Vec<u8>) {
     let (a, b) = (quoted(b"a/", path), quoted(b"b/", path));
     let mut head = String::new();
     let mode = |version: &Version| match version.kind {
@@ -90,7 +90,7 @@ fn text(bytes: &[u8]) -> Option<&str> {
 }
 
 /// A path as git writes it: in quotes where it is not plain.
-fn quoted(prefix: &[u8], path: &Text) -> String {
+fn quoted(prefix: &[u8], path: &LayerPath) -> String {
     let whole: Vec<u8> = prefix.iter().chain(path.as_bytes()).copied().collect();
     if whole.iter().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')) {
         return String::from_utf8(whole).expect("it is ASCII");

@@ -13,7 +13,7 @@ use crate::error::At as _;
 use crate::store::Store;
 use crate::store::index::Index;
 use crate::tree::{Content, Extent, Node, Tree};
-use crate::{Id, Result, Text, descent};
+use crate::{Id, LayerPath, Result, descent};
 
 /// The base's directory.
 pub(super) struct Base {
@@ -27,7 +27,7 @@ impl Base {
     }
 
     /// The directory of this path; a link is none.
-    fn directory(&self, path: &Text) -> Result<OwnedFd> {
+    fn directory(&self, path: &LayerPath) -> Result<OwnedFd> {
         let mut dir = self.root.try_clone().at("opening the base", &self.path)?;
         for name in path.0.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
             dir = descent::open_dir_at(&dir, name).at("opening a directory of the base", &self.path)?;
@@ -35,7 +35,7 @@ impl Base {
         Ok(dir)
     }
 
-    fn look(&self, dir: &Text, name: &[u8]) -> Result<Option<Version>> {
+    fn look(&self, dir: &LayerPath, name: &[u8]) -> Result<Option<Version>> {
         let stat = match descent::stat_at(self.directory(dir)?, name) {
             Ok(stat) => stat,
             Err(why) if why.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -51,22 +51,27 @@ impl Base {
         Ok(Some(Version { kind, mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid, size }))
     }
 
-    fn parent<'p>(&self, path: &'p Text) -> Result<(OwnedFd, &'p [u8])> {
+    fn parent<'p>(&self, path: &'p LayerPath) -> Result<(OwnedFd, &'p [u8])> {
         let (dir, name) = match path.0.iter().rposition(|byte| *byte == b'/') {
-            Some(place) => (Text(path.0[..place].to_vec()), &path.0[place + 1..]),
-            None => (Text::default(), &path.0[..]),
+            Some(place) => (LayerPath(path.0[..place].to_vec()), &path.0[place + 1..]),
+            None => (LayerPath::default(), &path.0[..]),
         };
         Ok((self.directory(&dir)?, name))
     }
 
-    fn open_file(&self, path: &Text) -> Result<File> {
+    fn open_file(&self, path: &LayerPath) -> Result<File> {
         let (dir, name) = self.parent(path)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         Ok(rustix::fs::openat(dir, name, flags, Mode::empty()).at("reading the base", &self.path)?.into())
     }
 
     /// Whether a file of the base has this content, of the same size. No more than a chunk is in memory at a time.
-    fn holds(&self, path: &Text, content: &Content, mut chunk: impl FnMut(&Id) -> Result<Vec<u8>>) -> Result<bool> {
+    fn holds(
+        &self,
+        path: &LayerPath,
+        content: &Content,
+        mut chunk: impl FnMut(&Id) -> Result<Vec<u8>>,
+    ) -> Result<bool> {
         let mut file = self.open_file(path)?;
         let mut buffer = vec![0; 64 * 1024];
         let mut next = |wanted: &[u8]| -> Result<bool> {
@@ -107,7 +112,7 @@ impl Base {
     }
 
     /// The bytes of a file, or of a link's target; at most `most` and one more.
-    pub(super) fn read(&self, path: &Text, kind: EntryKind, most: u64) -> Result<Vec<u8>> {
+    pub(super) fn read(&self, path: &LayerPath, kind: EntryKind, most: u64) -> Result<Vec<u8>> {
         let (dir, name) = self.parent(path)?;
         if kind == EntryKind::Symlink {
             let target = rustix::fs::readlinkat(dir, name, Vec::new()).at("reading the base", &self.path)?;
@@ -191,7 +196,7 @@ pub(super) fn compare(
     base: Option<&Base>,
 ) -> Result<Vec<(Change, [Option<Found>; 2])>> {
     let mut changes = Vec::new();
-    let mut waiting = vec![(Text::default(), sides)];
+    let mut waiting = vec![(LayerPath::default(), sides)];
     while let Some((path, sides)) = waiting.pop() {
         let mut names: BTreeSet<Vec<u8>> = sides.iter().flat_map(Side::names).map(<[u8]>::to_vec).collect();
         if let (true, Some(base)) = (sides[0].base != sides[1].base, base) {
@@ -241,7 +246,7 @@ fn differ(
     store: &Store,
     index: &Index,
     base: Option<&Base>,
-    path: &Text,
+    path: &LayerPath,
     found: &[Option<Found>; 2],
 ) -> Result<Option<ChangeKind>> {
     let (before, after) = match found {
@@ -283,7 +288,7 @@ pub(super) fn read(
     store: &Store,
     index: &Index,
     base: Option<&Base>,
-    path: &Text,
+    path: &LayerPath,
     found: &Found,
     most: u64,
 ) -> Result<Vec<u8>> {

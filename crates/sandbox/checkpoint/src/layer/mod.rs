@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::At as _;
@@ -51,7 +51,7 @@ impl Store {
     /// The layer of a checkpoint as a directory in overlayfs's format; made when it is not there yet. To restore a checkpoint,
     /// or to fork it any number of times, mount each sandbox's own empty upper directory over this one: nothing is copied.
     ///
-    /// Every chunk is checked while it is written. With [`Ownership::Flat`] all files belong to the caller.
+    /// Every chunk is checked while it is written. A layer that is there already has the owners that its maker asked for. With [`Ownership::Flat`] all files belong to the caller.
     pub fn materialise(&self, id: &Id, ownership: Ownership) -> Result<Layer> {
         let _lock = self.shared()?;
         self.show(id)?;
@@ -70,7 +70,9 @@ impl Store {
             let _ = self.discard(&made);
             return Err(why);
         }
-        match rustix::fs::renameat(rustix::fs::CWD, &made, rustix::fs::CWD, &path) {
+        // An empty layer that somebody holds would be replaced by a plain rename.
+        let flags = RenameFlags::NOREPLACE;
+        match rustix::fs::renameat_with(rustix::fs::CWD, &made, rustix::fs::CWD, &path, flags) {
             Ok(()) => {}
             // Another thread or process was faster.
             Err(Errno::EXIST | Errno::NOTEMPTY) => self.discard(&made)?,

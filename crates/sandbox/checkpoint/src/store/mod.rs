@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use rustix::fs::FlockOperation;
 
 use crate::error::At as _;
-use crate::tree::{self, Limits, Tree};
+use crate::tree::{self, Tree};
 use crate::{Error, Id, Result, descent};
 use index::Index;
 use pack::{Entry, Pack};
@@ -40,8 +40,6 @@ const FORMAT: &str = "palisade checkpoints 1\n";
 /// How many packs are kept open, and how many manifests decoded.
 const OPEN_PACKS: usize = 16;
 const TREES: usize = 4;
-/// The most entries in one checkpoint.
-pub(crate) const MAX_ENTRIES: u64 = 4_000_000;
 
 /// A store of checkpoints in a directory that only its owner can enter.
 ///
@@ -108,7 +106,14 @@ impl Store {
             }
         }
         if !same_boot {
-            remove_contents(&self.dir.join("layers"))?;
+            let layers = self.dir.join("layers");
+            let opened = descent::open_dir(&layers).at("opening", &layers)?;
+            for name in descent::names(&opened).at("reading", &layers)? {
+                // Without a name for this start of the machine others may be at work with them.
+                if name.starts_with(b".") || !crate::layer::is_held(&opened, &name).at("locking", &layers)? {
+                    descent::remove_tree(&opened, &name).at("removing from", &layers)?;
+                }
+            }
             write_whole(&self.dir.join("layers"), ".boot", boot.as_bytes(), Durable::No)?;
         }
         Ok(())
@@ -212,7 +217,7 @@ impl Store {
                 index.chunks.get(node).map(|(place, _)| index.packs[*place as usize].to_string()).unwrap_or_default();
             Error::corrupt(&self.path("packs").join(path), format!("chunk {node} is no node of a layer: {what}"))
         };
-        let tree = Arc::new(tree::decode(id, Limits { entries: MAX_ENTRIES }, fetch, wrong)?);
+        let tree = Arc::new(tree::decode(id, tree::Limits::default(), fetch, wrong)?);
         self.remember(*id, tree.clone());
         Ok(tree)
     }

@@ -9,6 +9,7 @@
 //! ```
 //! Numbers are little-endian.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
@@ -62,11 +63,21 @@ impl Packer {
 
 /// Gives the chunk that these stored bytes stand for, or says what is wrong with them.
 pub(crate) fn unpack(entry: &Entry, stored: Vec<u8>) -> Result<Vec<u8>, String> {
-    let raw = if entry.is_raw() {
-        stored
-    } else {
-        zstd::bulk::decompress(&stored, entry.len as usize).map_err(|why| format!("chunk {}: {why}", entry.id))?
+    thread_local! {
+        // Making one costs as much as unpacking a small chunk.
+        static UNPACKER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    let unpacked = |stored: &[u8]| {
+        UNPACKER.with_borrow_mut(|unpacker| {
+            let unpacker = match unpacker {
+                Some(unpacker) => unpacker,
+                none => none.insert(zstd::bulk::Decompressor::new()?),
+            };
+            unpacker.decompress(stored, entry.len as usize)
+        })
     };
+    let raw =
+        if entry.is_raw() { stored } else { unpacked(&stored).map_err(|why| format!("chunk {}: {why}", entry.id))? };
     if raw.len() != entry.len as usize || Id::of(&raw) != entry.id {
         return Err(format!("chunk {} has other content than its name says", entry.id));
     }

@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use super::index::Index;
 use super::pack::{Entry, Pack, PackWriter};
-use super::{Checkpoint, MAX_ENTRIES, Store, sync_dir};
+use super::{Checkpoint, Store, sync_dir};
 use crate::error::At as _;
-use crate::tree::{self, Limits};
+use crate::tree;
 use crate::{Error, Id, Result, descent, layer};
 
 /// Packs below this size are put together when there are many of them.
@@ -118,7 +118,7 @@ impl Store {
         };
         let wrong =
             |node: &Id, what: &str| Error::corrupt(&self.path("packs"), format!("chunk {node} is no node: {what}"));
-        let tree = tree::decode(id, Limits { entries: MAX_ENTRIES }, fetch, wrong)?;
+        let tree = tree::decode(id, tree::Limits::default(), fetch, wrong)?;
         live.extend(tree.chunks());
         Ok(())
     }

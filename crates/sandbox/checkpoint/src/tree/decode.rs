@@ -4,42 +4,28 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::encode::{DIRECTORY, MANIFEST, kind};
-use super::{Content, Dir, Extent, File, INLINE, MAX_DEPTH, Meta, Node, Tree, Xattrs};
+use super::{Content, Dir, Extent, File, INLINE, Limits, Meta, Node, Tree, Xattrs};
 use crate::{Error, Id, Result};
-
-/// The most that a tree may be.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    /// Entries of all directories.
-    pub(crate) entries: u64,
-}
 
 /// Reads the tree with this name. `fetch` gives a node's bytes, with the hash checked; `wrong` makes the error for a node
 /// that is not as it must be.
 pub(crate) fn decode(
     id: &Id,
-    limits: Limits,
+    mut limits: Limits,
     mut fetch: impl FnMut(&Id) -> Result<Vec<u8>>,
     wrong: impl Fn(&Id, &str) -> Error,
 ) -> Result<Tree> {
     let bytes = fetch(id)?;
     let (base, root) = manifest(&bytes).map_err(|what| wrong(id, what))?;
     let mut tree = Tree { base, dirs: vec![Dir::default()] };
-    let mut waiting = vec![(0, root, 0)];
-    let mut entries = 0;
+    let mut waiting = vec![(0, root, 0, 0)];
     let mut linked: HashMap<u32, (usize, Box<[u8]>)> = HashMap::new();
-    while let Some((place, id, depth)) = waiting.pop() {
+    while let Some((place, id, depth, length)) = waiting.pop() {
         let bytes = fetch(&id)?;
         let mut children = Vec::new();
         let next = tree.dirs.len();
         let dir = directory(&bytes, next, &mut children).map_err(|what| wrong(&id, what))?;
-        entries += dir.entries.len() as u64;
-        if entries > limits.entries {
-            return Err(Error::Limit { what: "the number of entries", limit: limits.entries });
-        }
-        if depth + 1 > MAX_DEPTH {
-            return Err(Error::Limit { what: "the depth of the layer", limit: MAX_DEPTH as u64 });
-        }
+        limits.directory(&dir, depth, length)?;
         for (name, node) in &dir.entries {
             let Node::File(file @ File { link: Some(link), .. }) = node else { continue };
             if let Some((place, name)) = linked.get(link) {
@@ -55,11 +41,13 @@ pub(crate) fn decode(
                 linked.insert(*link, (place, name.clone()));
             }
         }
-        tree.dirs[place] = dir;
-        for (offset, id) in children.into_iter().enumerate() {
+        // Names and children are in the same order.
+        let directories = dir.entries.iter().filter(|(_, node)| matches!(node, Node::Directory(_)));
+        for ((offset, id), (name, _)) in children.into_iter().enumerate().zip(directories) {
             tree.dirs.push(Dir::default());
-            waiting.push((next + offset, id, depth + 1));
+            waiting.push((next + offset, id, depth + 1, length + name.len() as u64 + 1));
         }
+        tree.dirs[place] = dir;
     }
     Ok(tree)
 }

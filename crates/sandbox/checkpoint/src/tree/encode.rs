@@ -62,6 +62,14 @@ fn directory(out: &mut Vec<u8>, dir: &Dir, ids: &[Id]) {
     }
 }
 
+/// The node of one directory, whose children have these names.
+#[cfg(test)]
+pub(super) fn directory_node(dir: &Dir, ids: &[Id]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    directory(&mut bytes, dir, ids);
+    bytes
+}
+
 fn meta(out: &mut Vec<u8>, meta: &Meta) {
     number(out, u64::from(meta.mode));
     number(out, u64::from(meta.uid));

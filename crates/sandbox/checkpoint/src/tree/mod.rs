@@ -4,17 +4,23 @@
 mod decode;
 mod encode;
 mod merge;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use decode::{Limits, Reader, content as content_of, decode, is_name, is_xattr, xattrs as xattrs_of};
+pub(crate) use decode::{Reader, content as content_of, decode, is_name, is_xattr, xattrs as xattrs_of};
 pub(crate) use encode::{content, encode, number, text, xattrs};
 pub(crate) use merge::merge;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use crate::{Id, Text};
+use crate::{Error, Id, Result};
 
 /// The deepest nesting of a layer.
 pub(crate) const MAX_DEPTH: usize = 4096;
+/// The most entries in one checkpoint.
+pub(crate) const MAX_ENTRIES: u64 = 4_000_000;
+/// The length of all paths together, in bytes. Few names, deeply nested, would otherwise make paths that no memory holds.
+pub(crate) const MAX_PATHS: u64 = 1 << 30;
 /// Files up to this size are kept inside their directory's node.
 pub(crate) const INLINE: u64 = 512;
 
@@ -169,22 +175,20 @@ impl Tree {
         }
     }
 
-    /// The path of a directory.
-    pub(crate) fn path(&self, wanted: usize) -> Text {
-        let mut names: Vec<&[u8]> = Vec::new();
-        let mut place = wanted;
-        while place != 0 {
-            // Only for messages: a scan for each level is fast enough.
-            let parent = self.dirs.iter().enumerate().find_map(|(parent, dir)| {
-                let name = dir.entries.iter().find(|(_, node)| **node == Node::Directory(place))?.0;
-                Some((parent, name))
-            });
-            let Some((parent, name)) = parent else { break };
-            names.push(name);
-            place = parent;
+    /// Whether the tree is within the limits to which it is held when it is read again.
+    pub(crate) fn check(&self) -> Result<()> {
+        let mut limits = Limits::default();
+        let mut lengths = vec![(0, 0); self.dirs.len()];
+        for place in self.order() {
+            let (depth, length) = lengths[place];
+            limits.directory(&self.dirs[place], depth, length)?;
+            for (name, node) in &self.dirs[place].entries {
+                if let Node::Directory(child) = node {
+                    lengths[*child] = (depth + 1, length + name.len() as u64 + 1);
+                }
+            }
         }
-        names.reverse();
-        Text(names.join(&b'/'))
+        Ok(())
     }
 
     /// Every chunk that the tree's files need, as often as they need it.
@@ -197,5 +201,37 @@ impl Tree {
                 _ => None,
             })
             .flatten()
+    }
+}
+
+/// Counts what a tree has against the most that it may have.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    most_entries: u64,
+    entries: u64,
+    paths: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { most_entries: MAX_ENTRIES, entries: 0, paths: 0 }
+    }
+}
+
+impl Limits {
+    /// Counts a directory that is so deep and whose path is so long.
+    pub(crate) fn directory(&mut self, dir: &Dir, depth: usize, length: u64) -> Result<()> {
+        self.entries += dir.entries.len() as u64;
+        self.paths += dir.entries.keys().map(|name| length + name.len() as u64 + 1).sum::<u64>();
+        if self.entries > self.most_entries {
+            return Err(Error::Limit { what: "the number of entries", limit: self.most_entries });
+        }
+        if depth >= MAX_DEPTH {
+            return Err(Error::Limit { what: "the depth of the layer", limit: MAX_DEPTH as u64 });
+        }
+        if self.paths > MAX_PATHS {
+            return Err(Error::Limit { what: "the length of all paths", limit: MAX_PATHS });
+        }
+        Ok(())
     }
 }

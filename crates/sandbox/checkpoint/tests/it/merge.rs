@@ -144,7 +144,7 @@ fn layer(edits: &[Edit], base: bool) -> Tree {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_layer_comes_back(edits in edits()) {

@@ -161,3 +161,25 @@ fn records_can_be_found_and_labelled() {
     assert_eq!((new.id, new.label.as_deref(), new.created()), (old.id, Some("again"), at(60)));
     assert_eq!(rig.store.label(&old.id, None).unwrap().label, None);
 }
+
+#[test]
+fn a_layer_is_made_once_and_shared() {
+    let rig = Rig::new();
+    // An empty one, which a rename could replace.
+    let upper = rig.make("upper");
+    let id = rig.capture(&upper).checkpoint.id;
+    let layers: Vec<_> = std::thread::scope(|scope| {
+        let made: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    let store = Store::open(rig.store.dir()).unwrap();
+                    let layer = store.materialise(&id, crate::rig::ownership()).unwrap();
+                    (std::os::unix::fs::MetadataExt::ino(&fs::metadata(layer.path()).unwrap()), layer)
+                })
+            })
+            .collect();
+        made.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    assert!(layers.iter().all(|(inode, layer)| *inode == layers[0].0 && layer.path() == layers[0].1.path()));
+    assert_eq!(fs::read_dir(rig.store.dir().join("tmp")).unwrap().count(), 0);
+}

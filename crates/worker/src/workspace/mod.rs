@@ -1,0 +1,238 @@
+//! The directories of a session on this host. They are kept between work items: a session that comes back finds its files.
+//!
+//! A workspace is made of layers: a base that sessions share, the layer of the checkpoint that it was last brought back to,
+//! and a layer of its own, the only one that is written. Which they are is in one small file that is replaced whole:
+//! bringing a workspace back is one rename.
+
+mod base;
+mod remove;
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use palisade_checkpoint::Id;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use base::Base;
+
+/// A session's directories.
+#[derive(Debug, Clone)]
+pub(crate) struct Home {
+    state_dir: PathBuf,
+    pub(crate) root: PathBuf,
+    pub(crate) outputs: PathBuf,
+    pub(crate) journal: PathBuf,
+    /// The transactional call that is under way.
+    pub(crate) transaction: PathBuf,
+    /// What the workspace is made of.
+    layers: PathBuf,
+    /// Names of the skills that are in the workspace, as JSON: what may be removed from it.
+    skills: PathBuf,
+}
+
+/// What a workspace is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Layers {
+    /// The base's name.
+    pub(crate) base: String,
+    /// The checkpoint whose layer lies on the base.
+    pub(crate) checkpoint: Option<Id>,
+    /// The number of the layer that is written.
+    pub(crate) layer: u64,
+    /// The checkpoints that were taken of this session, oldest first.
+    #[serde(default)]
+    pub(crate) taken: Vec<Taken>,
+}
+
+/// A checkpoint of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Taken {
+    pub(crate) id: Id,
+    /// When, in milliseconds since 1970, UTC.
+    pub(crate) at_ms: u64,
+    /// On what occasion.
+    pub(crate) why: String,
+}
+
+/// Checkpoints of one session that are kept, at least.
+pub(crate) const KEPT: usize = 20;
+
+/// Why a session's directories could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HomeError {
+    #[error("cannot make the directory {path}: {source}")]
+    Make { path: PathBuf, source: io::Error },
+    #[error("cannot copy {path} for fresh workspaces: {source}")]
+    Seed { path: PathBuf, source: io::Error },
+    #[error("cannot read {path}, which says what the workspace is made of: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("the checkpoint that the session is to start from: {0}")]
+    Origin(#[from] palisade_checkpoint::Error),
+    #[error("the base {name} of the workspace is gone from {path}: restore it from a backup, or delete the session")]
+    Base { name: String, path: PathBuf },
+}
+
+/// A directory name for a session id of any control plane: the id where it is harmless, else a digest of it.
+fn directory_name(session: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if (1..=128).contains(&session.len()) && session.chars().all(plain) {
+        return session.to_owned();
+    }
+    let digest = ring::digest::digest(&ring::digest::SHA256, session.as_bytes());
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("id.{hex}")
+}
+
+impl Home {
+    pub(crate) fn of(state_dir: &Path, session: &str) -> Self {
+        let root = state_dir.join("sessions").join(directory_name(session));
+        Self {
+            state_dir: state_dir.to_owned(),
+            outputs: root.join("outputs"),
+            journal: root.join("journal.jsonl"),
+            transaction: root.join("transaction.json"),
+            layers: root.join("workspace.json"),
+            skills: root.join("skills.json"),
+            root,
+        }
+    }
+
+    /// The directory of a layer: `upper` in it is what the session changed.
+    pub(crate) fn layer(&self, number: u64) -> PathBuf {
+        self.root.join("layers").join(number.to_string())
+    }
+
+    /// What is noted there of files that need not be read again at the next checkpoint.
+    pub(crate) fn cache(&self, number: u64) -> PathBuf {
+        self.root.join("layers").join(format!("{number}.cache"))
+    }
+
+    /// The skills that an item put into the workspace and did not take out again.
+    pub(crate) fn installed_skills(&self) -> Vec<String> {
+        let text = fs::read(&self.skills).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Notes which skills are in the workspace.
+    pub(crate) fn note_skills(&self, names: &[String]) -> io::Result<()> {
+        fs::write(&self.skills, serde_json::to_vec(names)?)
+    }
+
+    /// Makes the session's own directory, so that its journal can be opened.
+    pub(crate) fn make_root(&self) -> Result<(), HomeError> {
+        make(&self.root)
+    }
+
+    /// What the workspace is made of; `None` before it was first made.
+    pub(crate) fn layers(&self) -> Result<Option<Layers>, HomeError> {
+        let wrong = |source| HomeError::Read { path: self.layers.clone(), source };
+        match fs::read(&self.layers) {
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|why| wrong(why.into())),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(why) => Err(wrong(why)),
+        }
+    }
+
+    /// Says from now on what the workspace is made of. A crash leaves the old word or the new one.
+    pub(crate) fn note_layers(&self, layers: &Layers) -> Result<(), HomeError> {
+        let wrong = |source| HomeError::Make { path: self.layers.clone(), source };
+        let next = self.root.join("workspace.json.next");
+        let mut file = File::create(&next).map_err(wrong)?;
+        file.write_all(&serde_json::to_vec(layers).map_err(|why| wrong(why.into()))?).map_err(wrong)?;
+        file.sync_all().map_err(wrong)?;
+        fs::rename(&next, &self.layers).map_err(wrong)?;
+        File::open(&self.root).and_then(|root| root.sync_all()).map_err(wrong)
+    }
+
+    /// Makes what is missing, with `fresh` for a workspace that was never there, and removes layers that were left behind. The
+    /// journal's lock must be held.
+    pub(crate) fn make(&self, fresh: impl FnOnce() -> Result<Layers, HomeError>) -> Result<(Layers, Base), HomeError> {
+        make(&self.outputs)?;
+        let layers = match self.layers()? {
+            Some(layers) => layers,
+            None => {
+                let layers = fresh()?;
+                self.note_layers(&layers)?;
+                layers
+            }
+        };
+        let gone = || HomeError::Base { name: layers.base.clone(), path: self.state_dir.join("bases") };
+        let base = Base::named(&self.state_dir, &layers.base).ok_or_else(gone)?;
+        let upper = self.layer(layers.layer).join("upper");
+        if !upper.exists() {
+            make(&self.layer(layers.layer))?;
+            DirBuilder::new()
+                .mode(0o755)
+                .create(&upper)
+                .and_then(|()| base::give(&upper))
+                .map_err(|source| HomeError::Make { path: upper, source })?;
+        }
+        self.sweep(layers.layer);
+        Ok((layers, base))
+    }
+
+    /// Removes layers that are no longer part of the workspace.
+    fn sweep(&self, kept: u64) {
+        let kept = [kept.to_string(), format!("{kept}.cache")];
+        for entry in fs::read_dir(self.root.join("layers")).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if kept.iter().any(|kept| name == **kept) {
+                continue;
+            }
+            let path = entry.path();
+            let directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let removed = if directory { remove::remove_tree(&path) } else { fs::remove_file(&path) };
+            if let Err(error) = removed {
+                tracing::warn!(path = %path.display(), %error, "a layer that is not needed any more could not be removed");
+            }
+        }
+    }
+}
+
+fn make(path: &Path) -> Result<(), HomeError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| HomeError::Make { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_id_is_never_a_path() {
+        assert_eq!(directory_name("sesn_01Ab-c"), "sesn_01Ab-c");
+        for hostile in ["", ".", "..", "../../etc", "a/b", "a\0b", "é"] {
+            let name = directory_name(hostile);
+            assert!(name.starts_with("id.") && name.len() == 67, "{hostile:?} became {name}");
+        }
+    }
+
+    #[test]
+    fn what_a_workspace_is_made_of_is_kept_and_what_it_is_not_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::of(dir.path(), "sesn_1");
+        home.make_root().unwrap();
+        let base = Base::make(dir.path(), None).unwrap();
+        let fresh = || Ok(Layers { base: base.name.clone(), checkpoint: None, layer: 1, taken: Vec::new() });
+        let (layers, found) = home.make(fresh).unwrap();
+        assert_eq!((&found, layers.layer), (&base, 1));
+        fs::write(home.layer(1).join("file"), "x").unwrap();
+        let next = Layers { layer: 2, ..layers };
+        home.note_layers(&next).unwrap();
+        // A crash before the old layer was removed.
+        let (again, _) = home.make(|| unreachable!("it is there")).unwrap();
+        assert_eq!(again, next);
+        assert!(home.layer(2).is_dir() && !home.layer(1).exists());
+        fs::write(&home.layers, "{").unwrap();
+        assert!(matches!(home.make(fresh), Err(HomeError::Read { .. })));
+        fs::write(&home.layers, r#"{"base":"gone","checkpoint":null,"layer":1}"#).unwrap();
+        assert!(matches!(home.make(fresh), Err(HomeError::Base { .. })));
+    }
+}
