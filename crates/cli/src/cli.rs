@@ -7,8 +7,8 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Address, Client};
 use crate::commands::{
-    agents, backup, bench, checkpoints, completions, demo, doctor, environments, images, keys, run, sandbox, server,
-    sessions, up, worker,
+    agents, backup, bench, checkpoints, completions, cp, demo, doctor, environments, exec, forward, images, keys,
+    preview, ps, run, sandbox, server, sessions, ssh, up, worker,
 };
 use crate::output::{Failure, Format, Outcome, Output};
 use crate::secret::Source;
@@ -58,6 +58,22 @@ enum Command {
     /// List, show, create, follow, talk to, interrupt, archive and delete sessions.
     #[command(subcommand)]
     Sessions(sessions::SessionsCommand),
+    /// Run a command in a session's sandbox.
+    Exec(exec::ExecArgs),
+    /// Listen to a command of a session's sandbox, and type to it when it has a terminal.
+    Attach(exec::AttachArgs),
+    /// Copy a file or a tree into a session's sandbox, or out of it.
+    Cp(cp::CpArgs),
+    /// List the sessions that a worker serves, or the processes of one's sandbox.
+    Ps(ps::PsArgs),
+    /// Watch what sessions use, or the processes of one's sandbox.
+    Top(ps::TopArgs),
+    /// Lead a port of this machine's loopback device to one inside a session's sandbox.
+    Forward(forward::ForwardArgs),
+    /// Show a page that a session's sandbox serves to a browser of this machine.
+    Preview(preview::PreviewArgs),
+    /// Open an SSH connection into a session's sandbox, with the system's own ssh.
+    Ssh(ssh::SshArgs),
     /// Create, list and revoke API keys and environment keys.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -169,6 +185,14 @@ fn dispatch(command: Command, out: Output) -> Outcome {
         Command::Agents(command) => block_on(agents::run(&command, out))?,
         Command::Environments(command) => block_on(environments::run(&command, out))?,
         Command::Sessions(command) => block_on(sessions::run(&command, out))?,
+        Command::Exec(args) => block_on(exec::exec(&args, out))?,
+        Command::Attach(args) => block_on(exec::attach(&args))?,
+        Command::Cp(args) => block_on(cp::run(&args))?,
+        Command::Ps(args) => block_on(ps::ps(&args, out))?,
+        Command::Top(args) => block_on(ps::top(&args, out))?,
+        Command::Forward(args) => block_on(forward::run(&args, out))?,
+        Command::Preview(args) => block_on(preview::run(&args, out))?,
+        Command::Ssh(args) => block_on(ssh::run(&args))?,
         Command::Keys(command) => block_on(keys::run(&command, out))?,
         Command::Image(command) => block_on(images::run(&command, out))?,
         Command::Backup(args) => backup::run(&args, out),

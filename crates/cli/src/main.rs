@@ -7,6 +7,7 @@ mod follow;
 mod local;
 mod output;
 mod secret;
+mod terminal;
 
 fn main() -> std::process::ExitCode {
     cli::main()

@@ -173,6 +173,11 @@ impl Failure {
     }
 
     #[must_use]
+    pub(crate) fn code(self, code: u8) -> Failure {
+        Failure { code, ..self }
+    }
+
+    #[must_use]
     pub(crate) fn api(self, error: Value) -> Failure {
         Failure { api: Some(error), ..self }
     }

@@ -1,12 +1,15 @@
-//! What a sandbox costs: time to the first output, a warm call, a command, memory while idle.
+//! What a sandbox costs: time to the first output, from nothing and from the pool, alone and in a burst; a warm call, a
+//! command, memory while idle.
 //!
-//! Prints p50 and p99 of each, in microseconds: percentiles of whole operations are what a session feels.
+//! Prints p50 and p99 of each, in microseconds: percentiles of whole operations are what a session feels. `bwrap`, where it
+//! is installed, is measured beside it with every namespace that it has. Words choose parts: `cold`, `pool`, `burst`,
+//! `warm`, `memory`.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a program that measures and says what it found")]
 
 use std::fs;
 use std::time::{Duration, Instant};
 
-use palisade_sandbox::{Driver, ExecRequest, Native, Options, Sandbox, Spec, ToolCall};
+use palisade_sandbox::{Driver, ExecRequest, Native, Options, PoolOptions, Sandbox, Spec, ToolCall};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -20,14 +23,34 @@ fn say(name: &str, mut times: Vec<Duration>) {
     println!("{name:<34} p50 {:>7} us   p99 {:>7} us   ({} times)", at(50), at(99), times.len());
 }
 
+fn spec(home: &TempDir) -> Spec {
+    Spec::new(home.path().join("workspace"), home.path().join("outputs"))
+}
+
 async fn create(home: &TempDir) -> Sandbox {
-    let spec = Spec::new(home.path().join("workspace"), home.path().join("outputs"));
-    Native::new(Options::default()).create(spec).await.unwrap()
+    Native::new(Options::default()).create(spec(home)).await.unwrap()
+}
+
+fn pooled(most: usize) -> Native {
+    Native::new(Options { pool: PoolOptions { least: most, ..PoolOptions::of(most) }, ..Options::default() })
 }
 
 async fn exec(sandbox: &Sandbox) {
     let request = ExecRequest { argv: vec!["/bin/true".to_owned()], ..ExecRequest::default() };
     assert_eq!(sandbox.exec(request).await.unwrap().wait().await.unwrap().0.code, Some(0));
+}
+
+/// Until the first output of a command.
+async fn echo(sandbox: &Sandbox) {
+    let request = ExecRequest { argv: vec!["/bin/echo".to_owned(), "x".to_owned()], ..ExecRequest::default() };
+    assert!(sandbox.exec(request).await.unwrap().next().await.unwrap().is_some());
+}
+
+/// Until so many sandboxes wait.
+async fn full(driver: &Native, count: usize) {
+    while driver.waiting() < count {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// Private memory of a process, in KiB.
@@ -39,18 +62,45 @@ fn private(pid: &str) -> u64 {
 
 #[tokio::main]
 async fn main() {
+    // A session is a task among others, not the program's first thread, which takes longer to be woken.
+    tokio::spawn(Box::pin(measure())).await.unwrap();
+}
+
+async fn measure() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let chosen = |part: &str| words.is_empty() || words.iter().any(|word| word == part);
     let home = tempfile::tempdir().unwrap();
     for name in ["workspace", "outputs"] {
         fs::create_dir(home.path().join(name)).unwrap();
     }
+    if chosen("cold") {
+        cold(&home).await;
+        bwrap();
+    }
+    if chosen("pool") {
+        pool(&home).await;
+    }
+    if chosen("burst") {
+        burst(&home, 0).await;
+        burst(&home, 32).await;
+    }
+    if chosen("warm") {
+        warm(&home).await;
+    }
+    if chosen("memory") {
+        memory(&home).await;
+    }
+}
+
+async fn cold(home: &TempDir) {
     let (mut ready, mut exec_first, mut bash_first, mut end) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for round in 0..220 {
+    for round in 0..420 {
         let began = Instant::now();
-        let sandbox = create(&home).await;
+        let sandbox = create(home).await;
         let up = began.elapsed();
         // The first output, by a command or by the shell in turn.
         let first = if round % 2 == 0 {
-            exec(&sandbox).await;
+            echo(&sandbox).await;
             &mut exec_first
         } else {
             sandbox.tool(bash("echo")).await.unwrap();
@@ -67,11 +117,79 @@ async fn main() {
         }
     }
     say("cold: create", ready);
-    say("cold: create, first command", exec_first);
+    say("cold: create, first output", exec_first);
     say("cold: create, first bash", bash_first);
     say("destroy", end);
+}
 
-    let sandbox = create(&home).await;
+/// The same of a peer: a whole run, as it stays up for one command only.
+fn bwrap() {
+    let words = "--unshare-all --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 \
+                 /lib64 --proc /proc --dev /dev --tmpfs /tmp /bin/echo x";
+    let mut times = Vec::new();
+    for _ in 0..200 {
+        let began = Instant::now();
+        let Ok(done) = std::process::Command::new("bwrap").args(words.split_whitespace()).output() else { return };
+        assert!(done.status.success());
+        times.push(began.elapsed());
+    }
+    say("bwrap: echo", times);
+}
+
+async fn pool(home: &TempDir) {
+    let driver = pooled(4);
+    driver.create(spec(home)).await.unwrap().destroy().await.unwrap();
+    let (mut claimed, mut exec_first, mut bash_first) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..400 {
+        full(&driver, 4).await;
+        let began = Instant::now();
+        let sandbox = driver.create(spec(home)).await.unwrap();
+        claimed.push(began.elapsed());
+        assert!(sandbox.report().pooled);
+        if round % 2 == 0 {
+            echo(&sandbox).await;
+            exec_first.push(began.elapsed());
+        } else {
+            sandbox.tool(bash("echo")).await.unwrap();
+            bash_first.push(began.elapsed());
+        }
+        sandbox.destroy().await.unwrap();
+    }
+    driver.close().await;
+    say("pool: claim", claimed);
+    say("pool: claim, first output", exec_first);
+    say("pool: claim, first bash", bash_first);
+}
+
+/// A hundred sandboxes asked for at once, until each has put something out.
+async fn burst(home: &TempDir, waiting: usize) {
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let driver = pooled(waiting);
+        driver.create(spec(home)).await.unwrap().destroy().await.unwrap();
+        full(&driver, waiting).await;
+        let began = Instant::now();
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let (driver, spec) = (driver.clone(), spec(home));
+            all.spawn(async move {
+                let sandbox = driver.create(spec).await.unwrap();
+                echo(&sandbox).await;
+                (began.elapsed(), sandbox)
+            });
+        }
+        let all = all.join_all().await;
+        for (took, sandbox) in all {
+            times.push(took);
+            sandbox.destroy().await.unwrap();
+        }
+        driver.close().await;
+    }
+    say(&format!("burst of 100, {waiting} waiting"), times);
+}
+
+async fn warm(home: &TempDir) {
+    let sandbox = create(home).await;
     sandbox.tool(bash("true")).await.unwrap();
     fs::write(home.path().join("workspace/file"), "content").unwrap();
     let read =
@@ -91,8 +209,10 @@ async fn main() {
     say("warm: bash, true", built_in);
     say("warm: command, true", command);
     say("warm: read", file);
+}
 
-    let fresh = create(&home).await;
+async fn memory(home: &TempDir) {
+    let fresh = create(home).await;
     let pid = fresh.pid().unwrap().to_string();
     println!("private memory of a fresh cell     {} KiB", private(&pid));
     fresh.tool(bash("true")).await.unwrap();

@@ -156,6 +156,14 @@ pub enum Error {
     /// A command could not be started.
     #[error("the command could not be started: {0}")]
     Exec(String),
+    /// Nobody answers at a port of the sandbox.
+    #[error("nothing answers at port {port} of the sandbox: {reason}")]
+    Connect {
+        /// The port.
+        port: u16,
+        /// What the system said.
+        reason: String,
+    },
     /// The cell said something that it should not have.
     #[error("talking to the cell: {0}")]
     Protocol(io::Error),

@@ -2,11 +2,11 @@
 
 use std::io;
 
-use palisade_cell::{Claim, Ready, Setup};
-use tokio::io::AsyncWriteExt;
+use palisade_cell::{Claim, Ready, Setup, check_length, decode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::native::{self, START};
-use crate::sandbox::{Sink, Source, ready};
+use crate::sandbox::{Sink, Source};
 use crate::{Error, Spec};
 
 /// A cell that is up.
@@ -45,11 +45,23 @@ pub(crate) async fn greet(reader: &mut Source, writer: &mut Sink, frames: &(Setu
                 Ready::Up { landlock_abi, seccomp, filtered, notes } => {
                     return Ok(Up { landlock_abi, seccomp, filtered, notes });
                 }
-                Ready::Failed { step, errno, detail } => {
-                    return Err(Error::Build { step, detail, cause: io::Error::from_raw_os_error(errno) });
-                }
+                failed @ Ready::Failed { .. } => return Err(native::failed(failed)),
             }
         }
     };
     tokio::time::timeout(START, talk).await.map_err(|_| Error::Timeout(START.as_secs()))?
+}
+
+/// The cell's next word.
+async fn ready(reader: &mut Source) -> Result<Ready, Error> {
+    let mut length = [0; 4];
+    reader.read_exact(&mut length).await.map_err(ended)?;
+    let mut frame = vec![0; check_length(length).map_err(Error::Protocol)?];
+    reader.read_exact(&mut frame).await.map_err(ended)?;
+    let (ready, _) = decode(&frame).map_err(Error::Protocol)?;
+    Ok(ready)
+}
+
+fn ended(why: io::Error) -> Error {
+    if why.kind() == io::ErrorKind::UnexpectedEof { Error::Ended } else { Error::Protocol(why) }
 }

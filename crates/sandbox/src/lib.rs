@@ -1,7 +1,7 @@
 //! Linux isolation: one hardened sandbox per session.
 //!
 //! [`Native`] makes sandboxes out of namespaces, mounts, seccomp, Landlock, capabilities and cgroups, with or without root;
-//! [`Oci`] has them made by a container runtime, [`Docker`] by a container engine; [`Process`] makes none, for development.
+//! [`Oci`] has them made by a container runtime, [`Docker`] by a container engine; [`Bare`] makes none, for development.
 //! Inside, PID 1 is the cell: it runs tools and commands and speaks with this crate over one stream.
 //!
 //! Architecture invariant: nothing of the worker crosses into a sandbox but the [`Spec`]: no descriptor, no variable, no
@@ -15,6 +15,7 @@ mod handshake;
 pub mod hostile;
 mod native;
 mod oci;
+mod pool;
 mod probe;
 mod process;
 mod registry;
@@ -26,10 +27,14 @@ pub use docker::{Docker, DockerOptions};
 pub use error::Error;
 pub use native::{Native, Options};
 pub use oci::{Oci, OciOptions};
+pub use palisade_cell::{End, Process, Size, archive};
+pub use pool::PoolOptions;
 pub use probe::{Probe, probe};
-pub use process::{Process, ProcessOptions};
+pub use process::{Bare, BareOptions};
 pub use registry::{DRIVERS, DriverOptions, driver};
-pub use sandbox::{Exec, ExecRequest, ExitStatus, Output, Sandbox, ToolCall, ToolOutput};
+pub use sandbox::{
+    CommandUsage, Connection, Exec, ExecRequest, ExitStatus, Input, Output, Sandbox, ToolCall, ToolOutput, ToolUsage,
+};
 pub use spec::{Capabilities, Facility, Limits, MemoryMount, Report, Rootfs, Spec, Status, Usage, Workspace};
 
 use async_trait::async_trait;

@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use palisade_cell::{Claim, Place, Setup};
+use palisade_cell::{Claim, Place, STDIO, Setup};
 
 use crate::handshake::{self, greet};
 use crate::sandbox::{Body, Sink, Source};
@@ -22,7 +22,7 @@ use crate::{Capabilities, Driver, Error, Facility, Report, Rootfs, Sandbox, Spec
 
 /// What the driver must be told before it makes anything.
 #[derive(Debug, Clone, Default)]
-pub struct ProcessOptions {
+pub struct BareOptions {
     /// That this is a machine for development, and that nothing on it must be kept from an agent.
     pub development: bool,
     /// That agents may be root.
@@ -31,18 +31,18 @@ pub struct ProcessOptions {
 
 /// Makes sandboxes that are none.
 #[derive(Debug, Clone)]
-pub struct Process(());
+pub struct Bare(());
 
 /// What every report says.
 const LOUD: &str = "NO ISOLATION: commands run as plain processes of the worker's user, with its files and its network; use \
                     this driver for development only";
 
-impl Process {
+impl Bare {
     /// A driver.
     ///
     /// # Errors
     /// Unless it is told that this is for development; as root unless that is allowed too.
-    pub fn new(options: ProcessOptions) -> Result<Process, Error> {
+    pub fn new(options: BareOptions) -> Result<Bare, Error> {
         let refused = |why: &str| Err(Error::Driver { driver: "process".to_owned(), why: why.to_owned() });
         if !options.development {
             return refused("it isolates nothing and is for development only; use the driver native, oci or docker");
@@ -50,12 +50,12 @@ impl Process {
         if native::is_root() && !options.allow_root {
             return refused("agents would be root on this machine; run the worker as a user of its own");
         }
-        Ok(Process(()))
+        Ok(Bare(()))
     }
 }
 
 #[async_trait]
-impl Driver for Process {
+impl Driver for Bare {
     fn name(&self) -> &'static str {
         "process"
     }
@@ -118,7 +118,7 @@ fn start() -> Result<(Plain, UnixStream), Error> {
     let (ours, theirs) = UnixStream::pair().map_err(Error::Socket)?;
     let other = theirs.try_clone().map_err(Error::Socket)?;
     let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
-    command.arg0("palisade-cell").arg("stdio").env_clear().process_group(0);
+    command.arg0("palisade-cell").arg(STDIO).env_clear().process_group(0);
     command.stdin(OwnedFd::from(theirs)).stdout(OwnedFd::from(other)).stderr(Stdio::null());
     let child = command.spawn().map_err(Error::Program)?;
     let ending = ours.try_clone().map_err(Error::Socket)?;

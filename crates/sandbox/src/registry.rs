@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Docker, DockerOptions, Driver, Error, Native, Oci, OciOptions, Options, Process, ProcessOptions};
+use crate::{Bare, BareOptions, Docker, DockerOptions, Driver, Error, Native, Oci, OciOptions, Options};
 
 /// The names that [`driver`] knows.
 pub const DRIVERS: &[&str] = &["native", "oci", "docker", "process"];
@@ -17,7 +17,7 @@ pub struct DriverOptions {
     /// For `docker`.
     pub docker: DockerOptions,
     /// For `process`.
-    pub process: ProcessOptions,
+    pub process: BareOptions,
 }
 
 /// A driver by its name.
@@ -32,7 +32,7 @@ pub async fn driver(name: &str, options: DriverOptions) -> Result<Arc<dyn Driver
             Arc::new(made.map_err(|_| Error::Ended)??)
         }
         "docker" => Arc::new(Docker::connect(options.docker).await?),
-        "process" => Arc::new(Process::new(options.process)?),
+        "process" => Arc::new(Bare::new(options.process)?),
         _ => {
             let why = format!("there is none of this name; there are {}", DRIVERS.join(", "));
             return Err(Error::Driver { driver: name.to_owned(), why });

@@ -215,6 +215,8 @@ pub struct Report {
     pub notes: Vec<String>,
     /// From the request to the sandbox being ready.
     pub startup: Duration,
+    /// Whether it had waited for its session.
+    pub pooled: bool,
 }
 
 impl Report {

@@ -17,6 +17,7 @@ use crate::ledger::{Ledger, SessionEnd};
 use crate::observe::Observation;
 use crate::options::Options;
 use crate::pace::{Backoff, unit};
+use crate::perimeter::Registry;
 use crate::session::{self, Context, End};
 use crate::skills::{self, SkillError};
 use crate::wire::{Session, SkillRef, WorkItem, sessions_token};
@@ -32,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) client: Arc<Client>,
     pub(crate) tools: Arc<std::collections::BTreeSet<String>>,
     pub(crate) observe: Arc<dyn Fn(Observation) + Send + Sync>,
+    /// The sessions that operators may look into.
+    pub(crate) registry: Registry,
     /// What fresh workspaces start with.
     pub(crate) base: Base,
     pub(crate) store: Arc<Store>,
@@ -91,6 +94,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, mut slot: Slot, s
         session.clone(),
         shared.observe.clone(),
     ));
+    let entered = shared.registry.enter(session.clone(), hands.clone());
     // Keeps the session's lock until everything is torn down.
     let mut journal = None;
     let served =
@@ -103,6 +107,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, mut slot: Slot, s
             _ => Verdict::completed("ended by the control plane"),
         },
     };
+    // Whoever looked in from outside is not let in any more.
+    drop(entered);
     // The sandbox ends before the item does, so that whoever continues the session never meets its processes.
     let idle = verdict.idle;
     if tokio::time::timeout(Duration::from_secs(10), hands.close(idle)).await.is_err() {

@@ -101,6 +101,12 @@ pub struct Options {
     pub tools: BTreeSet<String>,
     /// How fast things are tried again.
     pub pace: Pace,
+    /// Whether operators of this machine may look into sandboxes through the local admin API.
+    pub admin: bool,
+    /// Whether that API may serve pages of a sandbox to browsers.
+    pub allow_preview: bool,
+    /// Where SSH into live sessions is served; nowhere when absent. It needs the local admin API, which lets people in.
+    pub ssh: Option<SocketAddr>,
     /// Hears what happens.
     pub on_event: Option<Observer>,
 }
@@ -136,6 +142,9 @@ impl Options {
             ca_file: None,
             tools: ["bash", "read", "write", "edit", "glob", "grep"].map(String::from).into(),
             pace: Pace::default(),
+            admin: true,
+            allow_preview: false,
+            ssh: None,
             on_event: None,
         }
     }

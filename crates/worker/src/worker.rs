@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 use palisade_checkpoint::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::client::{CallError, Client, ClientError, ClientOptions, is_loopback};
 use crate::item::{self, Outcome, Shared};
 use crate::observe::Observation;
 use crate::options::{Mode, Options};
 use crate::pace::{Backoff, between, unit, unix_now};
+use crate::perimeter::{Perimeter, Registry};
+use crate::ssh::Ssh;
 use crate::webhook::{self, WebhookError};
 use crate::wire::WorkItem;
 use crate::workspace::Base;
@@ -64,6 +66,14 @@ pub enum Error {
     StateDir {
         /// The directory.
         path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// SSH could not be served where it was asked for.
+    #[error("cannot serve SSH on {address}: {source}")]
+    Ssh {
+        /// The address.
+        address: std::net::SocketAddr,
         /// What the system said.
         source: std::io::Error,
     },
@@ -166,7 +176,8 @@ impl Worker {
             Base::make(&options.state_dir, options.seed.as_deref()).map_err(|why| Error::Base(why.to_string()))?;
         let store = Arc::new(Store::open(options.state_dir.join("checkpoints"))?);
         let (client, observe) = (Arc::new(client), Arc::new(observe));
-        Ok(Self { shared: Arc::new(Shared { options, client, tools, observe, base, store }) })
+        let registry = Registry::default();
+        Ok(Self { shared: Arc::new(Shared { options, client, tools, observe, registry, base, store }) })
     }
 
     /// Works until `shutdown` is cancelled (or, in [`Mode::Drain`], until the queue is empty), then ends in good order:
@@ -175,6 +186,7 @@ impl Worker {
     /// # Errors
     /// When the queue cannot be polled at all. Items that were taken on are ended in good order first.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Summary, Error> {
+        let admin = self.admin().await?;
         let mut queue = Queue {
             slots: Arc::new(Semaphore::new(self.shared.options.concurrency)),
             shared: self.shared,
@@ -200,8 +212,51 @@ impl Worker {
             queue.ending.cancel();
         }
         queue.finish().await;
+        admin.end().await;
         tracing::info!(summary = ?queue.summary, "worker ended");
         outcome.map(|()| queue.summary)
+    }
+}
+
+impl Worker {
+    /// Starts what operators use: SSH where it was asked for, and the local admin API. Sessions are served without the latter,
+    /// too: what operators lose is said.
+    async fn admin(&self) -> Result<Admin, Error> {
+        let options = &self.shared.options;
+        let stop = CancellationToken::new();
+        // They outlive a request to end: calls that still run can be looked into.
+        let mut admin = Admin { stop: stop.clone().drop_guard(), tasks: JoinSet::new() };
+        let mut authority = None;
+        if let Some(address) = options.ssh {
+            let ssh = Ssh::bind(address, &options.state_dir, self.shared.registry.clone()).await;
+            let ssh = ssh.map_err(|source| Error::Ssh { address, source })?;
+            authority = Some(ssh.authority());
+            admin.tasks.spawn(ssh.serve(stop.clone()));
+        }
+        if options.admin {
+            match Perimeter::bind(&options.state_dir, self.shared.registry.clone(), options.allow_preview, authority) {
+                Ok(perimeter) => {
+                    admin.tasks.spawn(perimeter.serve(stop));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the local admin API cannot be served; `palisade exec` and its like do not work");
+                }
+            }
+        }
+        Ok(admin)
+    }
+}
+
+/// What operators use. Dropping it ends it.
+struct Admin {
+    stop: DropGuard,
+    tasks: JoinSet<()>,
+}
+
+impl Admin {
+    async fn end(mut self) {
+        drop(self.stop);
+        while self.tasks.join_next().await.is_some() {}
     }
 }
 

@@ -65,7 +65,7 @@ async fn environment_key(server: &Running, state_dir: &Path, environment: &str) 
 
 pub(crate) fn run(args: &UpArgs, out: Output) -> Outcome {
     local::harden();
-    local::log(args.server.log_format, "warn");
+    local::log(args.server.log_format, "warn,audit=info");
     let setup = args.server.setup()?;
     block_on(async {
         let mut server = Running::start(setup).await?;

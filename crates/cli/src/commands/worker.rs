@@ -87,6 +87,12 @@ pub(crate) struct ServingArgs {
     /// A directory whose contents every fresh workspace starts with.
     #[arg(long, value_name = "DIR")]
     seed: Option<PathBuf>,
+    /// Serve SSH into live sessions to those who have a certificate of `palisade ssh`; on a free loopback port unless told.
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:0")]
+    ssh: Option<SocketAddr>,
+    /// Let `palisade preview` show pages of sandboxes to browsers of this machine.
+    #[arg(long)]
+    allow_preview: bool,
     /// The sandbox's read-only root file system, instead of the host's own programs.
     #[arg(long, value_name = "DIR", help_heading = "Sandbox")]
     rootfs: Option<PathBuf>,
@@ -130,6 +136,8 @@ impl ServingArgs {
         options.grace = seconds(self.grace);
         options.tool_timeout = seconds(self.tool_timeout);
         options.seed.clone_from(&self.seed);
+        options.allow_preview = self.allow_preview;
+        options.ssh = self.ssh;
         options.rootfs = self.rootfs.clone().map_or(Rootfs::Host, Rootfs::Directory);
         options.limits = Limits {
             memory_bytes: some(mib(self.memory_mib)),
@@ -255,7 +263,7 @@ pub(crate) fn failed(why: &palisade_worker::Error) -> Failure {
 pub(crate) fn run(args: &WorkerArgs, out: Output) -> Outcome {
     local::harden();
     let key = args.key()?;
-    local::log(args.log_format, "warn");
+    local::log(args.log_format, "warn,audit=info");
     let state_dir = local::make_state_dir(&args.state_dir)?;
     let mut options = options(&args.base_url, &args.environment, &key, state_dir);
     options.mode = args.mode()?;

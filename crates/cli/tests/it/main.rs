@@ -12,4 +12,5 @@ mod keys;
 mod lifecycle;
 mod rig;
 mod sandbox;
+mod sandboxes;
 mod sessions;

@@ -2,21 +2,26 @@
 
 use std::fs;
 use std::io;
-use std::sync::atomic::Ordering;
 
 use palisade_cell::{Claim, Setup};
 
-use crate::reaper;
 use crate::sys::prctl;
 use crate::walls::{Failed, Step, filter, landlock, limits, mounts, privileges};
 
-/// What could be added.
+/// What holds the sandbox in.
 #[derive(Debug, Default)]
 pub(crate) struct Entered {
     pub(crate) landlock_abi: i32,
     pub(crate) seccomp: bool,
     pub(crate) filtered: bool,
     pub(crate) notes: Vec<String>,
+}
+
+impl Entered {
+    /// Walls of the cell's own.
+    pub(crate) fn own(landlock_abi: i32) -> Entered {
+        Entered { landlock_abi, seccomp: true, ..Entered::default() }
+    }
 }
 
 /// Inside the walls of a container runtime: what is left of privileges refuses the start; filters are added where this
@@ -86,7 +91,6 @@ fn powerless() -> Result<bool, Failed> {
 
 /// No walls: only what keeps the processes together.
 pub(crate) fn settle(setup: &Setup, claim: &Claim) -> Result<Entered, Failed> {
-    reaper::AMONG_OTHERS.store(true, Ordering::Relaxed);
     // Orphans come here, or their end could not be brought about.
     prctl(libc::PR_SET_CHILD_SUBREAPER, [1, 0, 0, 0]).step("collecting orphans", "subreaper")?;
     limits::lower(&setup.rlimits).step("resource limits", "setrlimit")?;

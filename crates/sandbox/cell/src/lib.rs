@@ -1,5 +1,6 @@
-//! The cell's protocol: what the sandbox crate and PID 1 of a sandbox say to each other.
+//! The cell's protocol, which the sandbox crate and PID 1 of a sandbox speak, and the archives in which files cross.
 
+pub mod archive;
 mod protocol;
 
 pub use protocol::*;

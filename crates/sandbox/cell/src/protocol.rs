@@ -1,8 +1,9 @@
 //! What the sandbox crate and the cell say to each other.
 //!
 //! A frame is a length (u32, little-endian) that counts what follows, the length of the header (u32), the header as JSON,
-//! and raw bytes. The first frame to the cell is [`Setup`], the second [`Claim`]; it
-//! answers each with [`Ready`]. From then on frames carry [`Request`]s one way and [`Reply`]s the other.
+//! and raw bytes. Cells are born in a nursery, whose first frame is [`Nursery`]: after its answer every byte that it hears,
+//! with a socket, is the wish for one more cell. Where the walls are not the cell's own it is a program by itself, told so
+//! by [`STDIO`]. The first frame to the cell is [`Setup`], the second [`Claim`]; it answers each with [`Ready`]. From then on frames carry [`Request`]s one way and [`Reply`]s the other.
 
 use std::io::{self, Read, Write};
 
@@ -11,7 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Raised with every change of a frame; both ends are built together, so they must be equal.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
+/// The argument of a cell that is not born in a nursery: it speaks through standard input and output, as a container runtime
+/// passes nothing else on.
+pub const STDIO: &str = "stdio";
 /// The longest frame: a document of 20 MiB in base64, and room.
 pub const MAX_FRAME: usize = 32 << 20;
 
@@ -22,9 +26,47 @@ pub const INPUT_WINDOW: u64 = 256 << 10;
 /// What the smallest frame of output costs of its window: without it, single bytes would make frames without number.
 pub const LEAST_CHARGE: u64 = 256;
 
+/// How much of a command's output is kept for those who attach later, in bytes; what is older falls out.
+pub const KEPT_OUTPUT: usize = 256 << 10;
+/// Commands of one sandbox that run at the same time; as many that have ended are remembered.
+pub const MAX_COMMANDS: usize = 64;
+/// Who may be attached to one command at the same time.
+pub const MAX_ATTACHED: usize = 16;
+
 /// What a frame of output costs of its window.
 pub fn charge(bytes: usize) -> u64 {
     (bytes as u64).max(LEAST_CHARGE)
+}
+
+/// The first frame to a nursery, which answers it with [`Ready::Built`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Nursery {
+    /// [`VERSION`].
+    pub version: u32,
+    /// What all cells of this nursery find built when they are born; without it they see the host, and build their own.
+    pub root: Option<Root>,
+}
+
+/// What a nursery is asked: one byte, with the cell's socket and, if it says so, the control group that it is born in. The
+/// answer is the new process's number, or what the system said as a negative number, as an `i32` in little-endian order,
+/// with a descriptor of the process. The cell waits for one byte on its socket, which says that its user is mapped.
+pub const BIRTH: u8 = 1;
+/// In the byte: the second descriptor is a control group.
+pub const BIRTH_IN_GROUP: u8 = 2;
+/// In the byte: the cell has groups to give up.
+pub const BIRTH_WITH_GROUPS: u8 = 4;
+
+/// What of a sandbox's root is the same for every session.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Root {
+    /// Layers, topmost first; with none of them the root is empty and in memory.
+    pub layers: Vec<Source>,
+    /// What is mounted where, in order.
+    pub binds: Vec<Bind>,
+    /// Symbolic links: name and target.
+    pub links: Vec<(String, String)>,
+    /// Files to write: path and content.
+    pub files: Vec<(String, String)>,
 }
 
 /// The first frame: all that does not depend on whose sandbox it will be. Its raw bytes are the filter that holds from then
@@ -35,14 +77,8 @@ pub struct Setup {
     pub version: u32,
     /// Whose walls the sandbox has.
     pub place: Place,
-    /// Layers of the root, topmost first; with none of them the root is empty and in memory.
-    pub layers: Vec<Source>,
-    /// What is mounted where, in order.
-    pub binds: Vec<Bind>,
-    /// Symbolic links in the root: name and target.
-    pub links: Vec<(String, String)>,
-    /// Files to write into the root: path and content.
-    pub files: Vec<(String, String)>,
+    /// The root to build; none where the nursery has one, or where the walls are not the cell's own.
+    pub root: Option<Root>,
     /// Size of `/tmp` and of the home directory, each, in bytes.
     pub tmp_bytes: u64,
     /// Size of `/dev/shm`, in bytes.
@@ -55,7 +91,7 @@ pub struct Setup {
     pub leave_early: bool,
 }
 
-/// Whose walls the sandbox has.
+/// Whose walls a sandbox has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
@@ -181,26 +217,44 @@ pub enum Request {
         timeout_ms: u64,
     },
     /// Run a command.
-    Exec {
-        /// Names the command in its replies.
+    Exec(Box<Wanted>),
+    /// Listen to a command that was started by another request, and write to it.
+    Attach {
+        /// Names this listener in replies and requests.
         id: u64,
-        /// Program and arguments.
-        argv: Vec<String>,
-        /// Variables on top of the sandbox's own.
-        env: Vec<(String, String)>,
-        /// The working directory.
-        cwd: String,
-        /// Whether its standard input is a pipe; else it is empty.
-        stdin: bool,
-        /// The most time it may take, in milliseconds; zero for no limit.
-        timeout_ms: u64,
+        /// The command: the id of the request that started it.
+        process: u64,
+        /// The offset of the first byte of output that is wanted; none for all that is kept.
+        from: Option<u64>,
+        /// Whether the command waits while this listener does not keep up; else the listener loses output.
+        hold: bool,
+    },
+    /// Connect to a TCP port of the sandbox's loopback device. Answered like a command whose output and input are the
+    /// connection's; an empty frame of output says that it is made.
+    Connect {
+        /// Names the connection in its replies.
+        id: u64,
+        /// The port.
+        port: u16,
+    },
+    /// Which processes there are.
+    Processes {
+        /// Names the request in its reply.
+        id: u64,
     },
     /// More input for a command, as the frame's raw bytes; none closes it.
     Stdin {
         /// The command.
         id: u64,
     },
-    /// A signal for a command's process group.
+    /// A new size for a command's terminal.
+    Resize {
+        /// The command, or somebody attached to it.
+        id: u64,
+        /// The size.
+        size: Size,
+    },
+    /// A signal for a command's process group, and for the group in the foreground of its terminal.
     Signal {
         /// The command.
         id: u64,
@@ -214,11 +268,101 @@ pub enum Request {
         /// How many.
         bytes: u64,
     },
-    /// Give up a call or a command.
+    /// Give up a call, a command or an attachment. A command that is detached goes on.
     Cancel {
         /// Which.
         id: u64,
     },
+}
+
+/// The size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Lines.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+/// A command that is to be run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Names the command in its replies.
+    pub id: u64,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Whether the program is the cell's own: `argv` is then what it is told.
+    pub own: bool,
+    /// Variables on top of the sandbox's own.
+    pub env: Vec<(String, String)>,
+    /// The working directory; the sandbox's own when it is empty.
+    pub cwd: String,
+    /// Whether its standard input is a pipe; else it is empty.
+    pub stdin: bool,
+    /// The terminal that it gets; its input and output then are the terminal's.
+    pub tty: Option<Size>,
+    /// Whether it goes on without whoever started it.
+    pub detach: bool,
+    /// What people call it.
+    pub label: String,
+    /// The user that it is to run as, which can only be the sandbox's own.
+    pub uid: Option<u32>,
+    /// The most time it may take, in milliseconds; zero for no limit.
+    pub timeout_ms: u64,
+    /// The most that it may write, in bytes; zero for no limit.
+    pub output_bytes: u64,
+}
+
+/// How a command ended, and what it and those of its children that it had waited for have used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Its exit status, unless a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Whether its time had run out.
+    pub timed_out: bool,
+    /// Whether it had written more than it may.
+    pub output_exceeded: bool,
+    /// From its start to its end, in microseconds.
+    pub wall_us: u64,
+    /// Processor time spent in programs, in microseconds.
+    pub user_us: u64,
+    /// Processor time spent in the kernel, in microseconds.
+    pub system_us: u64,
+    /// The most memory that one process held, in KiB.
+    pub max_rss_kib: u64,
+}
+
+/// A process of a sandbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The command that it is, if it was started as one.
+    pub id: Option<u64>,
+    /// What people call that command.
+    pub label: String,
+    /// Its number inside the sandbox; zero when it has ended.
+    pub pid: i32,
+    /// The number of its parent.
+    pub parent: i32,
+    /// Program and arguments, the beginning of them.
+    pub argv: Vec<String>,
+    /// Its state as `/proc` has it: `R`, `S`, `D`, `T`, `Z`; empty when it has ended.
+    pub state: String,
+    /// Its terminal, when it has one: the number below `/dev/pts`.
+    pub tty: Option<u32>,
+    /// Whether it goes on without whoever started it.
+    pub detached: bool,
+    /// How long ago it was started, in milliseconds.
+    pub age_ms: u64,
+    /// Processor time so far, in milliseconds.
+    pub cpu_ms: u64,
+    /// Memory in use, in KiB.
+    pub rss_kib: u64,
+    /// The offset of the next byte that it will write, when it is a command.
+    pub written: u64,
+    /// How it ended, when it has.
+    pub end: Option<End>,
 }
 
 /// What the cell answers.
@@ -233,6 +377,9 @@ pub enum Reply {
         content: Vec<Value>,
         /// Whether it failed.
         is_error: bool,
+        /// Processor time of the shell and its children, in microseconds, in steps of a hundredth of a second; none where
+        /// it is not known.
+        cpu_us: Option<u64>,
     },
     /// Output of a command, as the frame's raw bytes.
     Output {
@@ -240,6 +387,8 @@ pub enum Reply {
         id: u64,
         /// Whether it is standard error.
         stderr: bool,
+        /// How much the command had written before, both streams together. What is missing between two frames fell out.
+        offset: u64,
     },
     /// So much of a command's input has been taken, and as much more may be sent.
     Taken {
@@ -248,16 +397,19 @@ pub enum Reply {
         /// How many bytes.
         bytes: u64,
     },
-    /// A command has ended.
+    /// A command has ended, and all its output has been sent.
     Exit {
         /// The command.
         id: u64,
-        /// Its exit status, unless a signal ended it.
-        code: Option<i32>,
-        /// The signal that ended it.
-        signal: Option<i32>,
-        /// Whether its time had run out.
-        timed_out: bool,
+        /// How.
+        end: End,
+    },
+    /// The processes of the sandbox.
+    Processes {
+        /// The request.
+        id: u64,
+        /// Commands first.
+        processes: Vec<Process>,
     },
     /// A command could not be started.
     ExecFailed {

@@ -1,153 +1,116 @@
-//! PID 1 collects every process that ends: those that somebody waits for, and orphans.
+//! PID 1, or who stands in for it, collects every process that ends: those that it started itself, and orphans.
 
-use std::collections::HashMap;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::process::{Child, Command};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
-use crate::sys::{self, Event, check};
+use palisade_cell::Place;
 
-/// Whether other processes than this one's descendants can be seen: then this is not PID 1, and they are not its own to end.
-pub(crate) static AMONG_OTHERS: AtomicBool = AtomicBool::new(false);
+use crate::sys::{self, check, interest};
 
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a process ended, and what it and those that it had waited for had used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
     pub(crate) signal: Option<i32>,
+    pub(crate) user_us: u64,
+    pub(crate) system_us: u64,
+    pub(crate) max_rss_kib: u64,
 }
 
-/// A process that was started here.
-pub(crate) struct Started {
-    pub(crate) child: Child,
-    pub(crate) pid: i32,
-    /// Readable when the process has ended.
-    pub(crate) pidfd: OwnedFd,
-    end: Receiver<Ended>,
-}
-
-impl Started {
-    /// How it ended; waits until it has.
-    pub(crate) fn end(&self) -> Ended {
-        self.end.recv().unwrap_or(Ended { code: None, signal: None })
-    }
-}
-
-/// Somebody who waits for a process.
-struct Waiter {
-    sender: SyncSender<Ended>,
-    /// Raised at its end, where the kernel has no descriptors of processes.
-    event: Option<Event>,
-}
-
-#[derive(Default)]
-struct Watched {
-    waiting: HashMap<i32, Waiter>,
-    /// Whether this process may have children, known ones or orphans.
-    children: bool,
-}
-
-#[derive(Default)]
-struct Reaper {
-    watched: Mutex<Watched>,
-    started: Condvar,
-    none: Condvar,
+/// Hears of processes that have ended. Whoever starts a process does so on the thread that collects, so that nothing is
+/// collected before it is known.
+pub(crate) struct Reaper {
+    ends: OwnedFd,
+    /// Whether other processes than this one's descendants can be seen: then this is not PID 1, and they are not its own.
+    among_others: bool,
 }
 
 impl Reaper {
-    fn lock(&self) -> MutexGuard<'_, Watched> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn reaper() -> io::Result<&'static Reaper> {
-    static REAPER: OnceLock<Reaper> = OnceLock::new();
-    static THREAD: Mutex<bool> = Mutex::new(false);
-    let mut running = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
-    let reaper = REAPER.get_or_init(Reaper::default);
-    if !*running {
-        std::thread::Builder::new().name("reaper".to_owned()).stack_size(64 << 10).spawn(move || reap(reaper))?;
-        *running = true;
-    }
-    Ok(reaper)
-}
-
-fn reap(reaper: &Reaper) {
-    loop {
-        // Looked at without being collected: whoever starts a process holds the lock until it is known, and the standard
-        // library collects by itself what could not be executed.
-        // SAFETY: the structure lives through the call, and one of zeros is valid.
-        let (found, pid) = unsafe {
-            let mut info: libc::siginfo_t = std::mem::zeroed();
-            let found = libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOWAIT);
-            (found, info.si_pid())
+    /// To be made before the first thread: all of them must leave the signal to this one.
+    pub(crate) fn new(place: Place) -> io::Result<Reaper> {
+        // SAFETY: a set of zeros is valid, and is filled before it is used; all pointers live through their calls.
+        let fd = unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, libc::SIGCHLD);
+            check(libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()).into())?;
+            check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK).into())?
         };
-        let mut watched = reaper.lock();
-        if found < 0 {
-            // Nobody is left, unless somebody was started since.
-            watched.children = !watched.waiting.is_empty();
-            if !watched.children {
-                reaper.none.notify_all();
-            }
-            while !watched.children {
-                watched = reaper.started.wait(watched).unwrap_or_else(PoisonError::into_inner);
-            }
-            continue;
-        }
-        // Before its number can be another's, as a descriptor of the process would be.
-        if let Some(event) = watched.waiting.get(&pid).and_then(|waiter| waiter.event.as_ref()) {
-            event.raise();
-        }
-        let mut status = 0;
-        // SAFETY: the status lives through the call.
-        if unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } != pid {
-            continue;
-        }
-        if let Some(waiter) = watched.waiting.remove(&pid) {
-            let ended = Ended {
-                code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
-                signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+        // SAFETY: the descriptor was just made and belongs to nobody else.
+        let ends = unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) };
+        Ok(Reaper { ends, among_others: place == Place::Bare })
+    }
+
+    /// Collects what has ended and says so of each; whether somebody is left.
+    pub(crate) fn collect(&self, mut each: impl FnMut(i32, Ended)) -> bool {
+        // Signals of the same kind become one: taken first, so that none that comes later is lost.
+        let _ = sys::read(&self.ends, &mut [0; 128]);
+        loop {
+            let mut status = 0;
+            // SAFETY: a structure of zeros is valid; both live through the call.
+            let (pid, usage) = unsafe {
+                let mut usage: libc::rusage = std::mem::zeroed();
+                (libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage), usage)
             };
-            // Whoever asked may have given up.
-            let _ = waiter.sender.try_send(ended);
+            if pid <= 0 {
+                return pid == 0;
+            }
+            let us = |time: libc::timeval| {
+                u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(time.tv_usec).unwrap_or(0)
+            };
+            each(
+                pid,
+                Ended {
+                    code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+                    signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+                    user_us: us(usage.ru_utime),
+                    system_us: us(usage.ru_stime),
+                    max_rss_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0),
+                },
+            );
+        }
+    }
+
+    /// Kills every process of the sandbox but this one, all at the same instant, so that nothing that forks can get away; and
+    /// waits until they have been collected, as they count as processes until then.
+    pub(crate) fn kill_all(&self, mut each: impl FnMut(i32, Ended)) {
+        if !self.among_others {
+            sys::kill(-1, libc::SIGKILL);
+        }
+        // What does not even die is left to whoever starts the next process to find out.
+        let until = Instant::now() + Duration::from_secs(2);
+        while self.collect(&mut each) && Instant::now() < until {
+            if self.among_others {
+                kill_descendants();
+            }
+            let _ = sys::poll(&mut [interest(self.ends.as_raw_fd(), libc::POLLIN)], Some(until));
         }
     }
 }
 
-/// Starts a process. Holding the lock over the start keeps the reaper from collecting it before it is known.
-pub(crate) fn spawn(command: &mut Command) -> io::Result<Started> {
-    let (sender, end) = sync_channel(1);
-    let reaper = reaper()?;
-    let mut watched = reaper.lock();
-    let child = command.spawn()?;
-    let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-    watched.children = true;
-    reaper.started.notify_one();
-    // The process cannot have been collected yet, so its number is still its own.
-    let (pidfd, event) = end_of(pid).inspect_err(|_| sys::kill(pid, libc::SIGKILL))?;
-    watched.waiting.insert(pid, Waiter { sender, event });
-    Ok(Started { child, pid, pidfd, end })
+impl AsRawFd for Reaper {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ends.as_raw_fd()
+    }
 }
 
-/// What becomes readable when a process ends, and what the reaper has to raise for that.
-fn end_of(pid: i32) -> io::Result<(OwnedFd, Option<Event>)> {
+/// Kills all that has come from this process, one by one: orphans have come to it, so they are found below it, and what they
+/// start meanwhile is found after their end.
+fn kill_descendants() {
+    let own = own();
+    descendants(own).into_iter().filter(|pid| *pid != own).for_each(|pid| sys::kill(pid, libc::SIGKILL));
+}
+
+/// The number of this process.
+fn own() -> i32 {
     // SAFETY: no pointers.
-    match check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }) {
-        Ok(pidfd) => {
-            // SAFETY: the descriptor was just made and belongs to nobody else.
-            Ok((unsafe { OwnedFd::from_raw_fd(RawFd::try_from(pidfd).unwrap_or(-1)) }, None))
-        }
-        // What imitates Linux may not have them.
-        Err(why) if why.raw_os_error() == Some(libc::ENOSYS) => {
-            let event = Event::new()?;
-            Ok((event.share()?, Some(event)))
-        }
-        Err(why) => Err(why),
-    }
+    unsafe { libc::getpid() }
+}
+
+/// The processes of this sandbox: this one and all that has come from it.
+pub(crate) fn all() -> Vec<i32> {
+    descendants(own())
 }
 
 /// All processes that descend from `root`, and `root`, children last.
@@ -195,36 +158,5 @@ pub(crate) fn kill_tree(root: i32) {
     sys::kill(-root, libc::SIGKILL);
     for pid in stopped {
         sys::kill(pid, libc::SIGKILL);
-    }
-}
-
-/// Kills every process but this one, all at the same instant, so that nothing that forks can get away; and waits until they
-/// have been collected, as they count as processes until then.
-pub(crate) fn kill_all() {
-    if AMONG_OTHERS.load(Ordering::Relaxed) {
-        return kill_descendants();
-    }
-    sys::kill(-1, libc::SIGKILL);
-    let Ok(reaper) = reaper() else { return };
-    let watched = reaper.lock();
-    // What does not even die is left to whoever starts the next process to find out.
-    let gone = reaper.none.wait_timeout_while(watched, Duration::from_secs(2), |watched| watched.children);
-    drop(gone.unwrap_or_else(PoisonError::into_inner));
-}
-
-/// The same, one by one: orphans have come to this process, so all of its own are found below it.
-fn kill_descendants() {
-    const ROUNDS: usize = 100;
-    // SAFETY: no pointers.
-    let own = unsafe { libc::getpid() };
-    for _ in 0..ROUNDS {
-        let others: Vec<i32> = descendants(own).into_iter().filter(|pid| *pid != own).collect();
-        if others.is_empty() {
-            return;
-        }
-        for pid in others {
-            sys::kill(pid, libc::SIGKILL);
-        }
-        std::thread::park_timeout(Duration::from_millis(2));
     }
 }

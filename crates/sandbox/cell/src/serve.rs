@@ -1,124 +1,203 @@
-//! The cell's side of the conversation.
+//! The cell's side of the conversation with the worker: one thread that hears the worker, commands, the shell and the end of
+//! processes, and threads for the file tools.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use palisade_cell::{Claim, Reply, Request, decode, read_frame, write_frame};
+use palisade_cell::{Claim, Place, Process, Reply, Request, check_length, decode};
 use serde_json::Value;
 
-use crate::exec::{self, Running, Wanted};
-use crate::shell::{Call, Shell};
+use crate::connect::Connections;
+use crate::exec::{BUFFER, Commands};
+use crate::link::Link;
+use crate::ps;
+use crate::reaper::Reaper;
+use crate::shell::{self, Call, Shell};
+use crate::sys::{self, interest};
 use crate::tools::{self, Output, Roots};
 
-/// Calls that wait and commands that run, each at most so many.
+/// Calls of file tools that wait.
 const LIMIT: usize = 64;
 /// Calls of file tools that run at the same time.
 const THREADS: usize = 8;
 /// A thread that was started for a burst of calls ends when there was none for so long.
 const LINGER: Duration = Duration::from_secs(5);
+/// What is read of the worker's words at a time.
+const HEARD: usize = 16 << 10;
 
-/// The way back to the worker, and what is running.
-pub(crate) struct Link {
-    back: Mutex<File>,
-    commands: Mutex<HashMap<u64, Arc<Running>>>,
-}
-
-impl Link {
-    /// Sends a frame; without a worker there is nobody to hear it, and this process is about to end.
-    pub(crate) fn send(&self, reply: &Reply, raw: &[u8]) {
-        let mut back = self.back.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = write_frame(&mut *back, reply, raw);
-    }
-
-    fn answer(&self, id: u64, output: Output) {
-        self.send(&Reply::Tool { id, content: output.content, is_error: output.is_error }, &[]);
-    }
-
-    pub(crate) fn forget(&self, id: u64) {
-        self.commands().remove(&id);
-    }
-
-    /// Whether no command runs that was started by itself.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.commands().is_empty()
-    }
-
-    fn commands(&self) -> MutexGuard<'_, HashMap<u64, Arc<Running>>> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn command(&self, id: u64) -> Option<Arc<Running>> {
-        self.commands().get(&id).cloned()
-    }
-}
-
-/// Serves until the worker is gone. Nothing here waits for anything inside the sandbox.
-pub(crate) fn serve(mut from: File, to: File, claim: Claim) {
-    let link = Arc::new(Link { back: Mutex::new(to), commands: Mutex::new(HashMap::new()) });
-    let Ok(shell) = Shell::new(claim.env.clone(), claim.workdir.clone(), link.clone()) else { return };
-    let shell = Arc::new(shell);
+/// Serves until the worker's side closes. Nothing here waits for anything inside the sandbox.
+pub(crate) fn serve(from: File, to: File, place: Place, claim: Claim) {
+    let link = Arc::new(Link::new(to));
+    // Before the first thread.
+    let Ok(reaper) = Reaper::new(place) else { return };
     let Some(pool) = Pool::start(Roots::new(&claim.workdir, &claim.roots), link.clone()) else { return };
-    // A malformed frame means that the two ends no longer understand each other: the end, as with a closed socket.
-    while let Ok(Some(frame)) = read_frame(&mut from) {
-        let Ok((request, raw)) = decode::<Request>(&frame) else { return };
+    let mut cell = Cell {
+        ears: Ears { from, bytes: Vec::new(), used: 0 },
+        commands: Commands::new(&claim, link.clone()),
+        connections: Connections::new(link.clone()),
+        shell: Shell::new(claim, link),
+        reaper,
+        pool,
+        buffer: vec![0; BUFFER],
+    };
+    let mut watched = Vec::new();
+    while cell.turn(&mut watched).is_ok() {}
+    if place == Place::Bare {
+        // Without a process namespace nothing else ends what was started.
+        cell.reaper.kill_all(|_, _| {});
+    }
+}
+
+struct Cell {
+    ears: Ears,
+    commands: Commands,
+    connections: Connections,
+    shell: Shell,
+    reaper: Reaper,
+    pool: Arc<Pool>,
+    buffer: Vec<u8>,
+}
+
+impl Cell {
+    /// Waits for something to happen and attends to all that has. An error is the end: the worker is gone, or the two ends no
+    /// longer understand each other.
+    fn turn(&mut self, watched: &mut Vec<libc::pollfd>) -> io::Result<()> {
+        let due = self.settle();
+        watched.clear();
+        watched.push(interest(self.ears.from.as_raw_fd(), libc::POLLIN));
+        watched.push(interest(self.reaper.as_raw_fd(), libc::POLLIN));
+        self.shell.watch(watched);
+        self.commands.watch(watched);
+        self.connections.watch(watched);
+        sys::poll(watched, due)?;
+        let (own, rest) = watched.split_at(2);
+        let (shell, rest) = rest.split_at(shell::WATCHED);
+        let (commands, connections) = rest.split_at(self.commands.watched());
+        debug_assert_eq!(connections.len(), self.connections.watched());
+        self.shell.ready(shell);
+        self.commands.ready(commands, &mut self.buffer);
+        self.connections.ready(connections, &mut self.buffer);
+        if own[1].revents != 0 {
+            let (shell, commands) = (&mut self.shell, &mut self.commands);
+            self.reaper.collect(|pid, ended| _ = shell.ended(pid) || commands.ended(pid, ended));
+        }
+        if own[0].revents != 0 {
+            self.ears.listen()?;
+            while let Some(frame) = self.ears.frame()? {
+                let (request, raw) = decode::<Request>(&frame)?;
+                self.attend(request, raw);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is over, and what is next; when to look again.
+    fn settle(&mut self) -> Option<std::time::Instant> {
+        let commands = self.commands.settle();
+        let idle = self.commands.is_idle();
+        let mut gone = Vec::new();
+        let shell = self.shell.settle(|| {
+            // What could belong to a command that is not the shell's stays.
+            if idle {
+                self.reaper.kill_all(|pid, ended| gone.push((pid, ended)));
+            }
+        });
+        for (pid, ended) in gone {
+            let _ = self.shell.ended(pid) || self.commands.ended(pid, ended);
+        }
+        match (commands, shell) {
+            (Some(commands), Some(shell)) => Some(commands.min(shell)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    fn attend(&mut self, request: Request, raw: &[u8]) {
         match request {
             Request::Tool { id, name, input, timeout_ms } if name == "bash" => {
-                let call = Call { id, input, limit: Duration::from_millis(timeout_ms) };
-                if let Err(refused) = shell.submit(call) {
-                    link.answer(id, refused);
-                }
+                self.shell.submit(Call { id, input, limit: Duration::from_millis(timeout_ms) });
             }
-            Request::Tool { id, name, input, .. } => pool.submit(Job { id, name, input }),
-            Request::Exec { id, argv, env, cwd, stdin, timeout_ms } => {
-                let cwd = if cwd.is_empty() { claim.workdir.clone() } else { cwd };
-                let wanted = Wanted { id, argv, env, cwd, stdin, timeout_ms };
-                // The command is known before it can end, so that its end removes it.
-                let mut commands = link.commands();
-                let started = if commands.len() >= LIMIT {
-                    Err(std::io::Error::other("too many commands at once in this sandbox"))
-                } else {
-                    exec::start(wanted, &claim.env, &link)
-                };
-                match started {
-                    Ok(running) => {
-                        commands.insert(id, running);
-                    }
-                    Err(why) => {
-                        drop(commands);
-                        link.send(&Reply::ExecFailed { id, message: why.to_string() }, &[]);
-                    }
-                }
-            }
+            Request::Tool { id, name, input, .. } => self.pool.submit(Job::Tool { id, name, input }),
+            Request::Exec(wanted) => self.commands.start(*wanted),
+            Request::Attach { id, process, from, hold } => self.commands.attach(id, process, from, hold),
+            Request::Connect { id, port } => self.connections.start(id, port),
+            Request::Processes { id } => self.pool.submit(Job::Processes { id, commands: self.commands.seen() }),
             Request::Stdin { id } => {
-                if let Some(running) = link.command(id) {
-                    running.write(raw);
+                if !self.connections.write(id, raw) {
+                    self.commands.write(id, raw);
                 }
             }
-            Request::Signal { id, signal } => {
-                if let Some(running) = link.command(id) {
-                    running.signal(signal);
-                }
-            }
+            Request::Resize { id, size } => self.commands.resize(id, size),
+            Request::Signal { id, signal } => self.commands.signal(id, signal),
             Request::Window { id, bytes } => {
-                if let Some(running) = link.command(id) {
-                    running.open_window(bytes);
+                if !self.commands.open_window(id, bytes) {
+                    self.connections.open_window(id, bytes);
                 }
             }
-            Request::Cancel { id } => match link.command(id) {
-                Some(running) => running.kill(),
-                None => shell.cancel(id),
-            },
+            Request::Cancel { id } => {
+                if !self.commands.cancel(id) && !self.connections.cancel(id) {
+                    self.shell.cancel(id);
+                }
+            }
         }
     }
 }
 
-/// A call of a file tool.
-struct Job {
-    id: u64,
-    name: String,
-    input: Value,
+/// The worker's words, cut into frames.
+struct Ears {
+    from: File,
+    bytes: Vec<u8>,
+    /// What of them has been attended to.
+    used: usize,
+}
+
+impl Ears {
+    /// Takes what is there, once.
+    fn listen(&mut self) -> io::Result<()> {
+        self.bytes.drain(..self.used);
+        self.used = 0;
+        // A long frame is taken in long pieces, and its memory is given back.
+        let most = HEARD.max(self.missing().unwrap_or(0));
+        if self.bytes.capacity() > 64 * HEARD && most == HEARD {
+            self.bytes.shrink_to(HEARD);
+        }
+        let have = self.bytes.len();
+        self.bytes.resize(have + most, 0);
+        let read = match self.from.read(&mut self.bytes[have..]) {
+            Err(why) if matches!(why.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => Some(0),
+            read => Some(read?).filter(|read| *read > 0),
+        };
+        self.bytes.truncate(have + read.unwrap_or(0));
+        read.map(drop).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    /// How much of the next frame is not there yet.
+    fn missing(&self) -> Option<usize> {
+        let length = self.bytes.first_chunk::<4>()?;
+        (4 + check_length(*length).ok()?).checked_sub(self.bytes.len())
+    }
+
+    /// The next whole frame.
+    fn frame(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let rest = &self.bytes[self.used..];
+        let Some(length) = rest.first_chunk::<4>() else { return Ok(None) };
+        let length = check_length(*length)?;
+        let Some(frame) = rest.get(4..4 + length) else { return Ok(None) };
+        let frame = frame.to_vec();
+        self.used += 4 + length;
+        Ok(Some(frame))
+    }
+}
+
+/// What is done by a thread of its own.
+enum Job {
+    /// A call of a file tool.
+    Tool { id: u64, name: String, input: Value },
+    /// A look at the processes; the commands among them are known.
+    Processes { id: u64, commands: Vec<Process> },
 }
 
 /// The threads that run file tools. One is always there: a sandbox that has used up its processes can still be looked into.
@@ -157,8 +236,15 @@ impl Pool {
         let mut work = self.lock();
         if work.jobs.len() >= LIMIT {
             drop(work);
-            let refused = Output::error(format!("{}: too many calls at once in this sandbox", job.name));
-            return self.link.answer(job.id, refused);
+            return match job {
+                Job::Tool { id, name, .. } => {
+                    let refused = Output::error(format!("{name}: too many calls at once in this sandbox"));
+                    self.link.answer(id, refused, None);
+                }
+                Job::Processes { id, commands } => {
+                    self.link.send(&Reply::Processes { id, processes: commands }, &[]);
+                }
+            };
         }
         work.jobs.push_back(job);
         if work.idle < work.jobs.len() && work.threads < THREADS && self.thread(false) {
@@ -172,8 +258,14 @@ impl Pool {
         loop {
             if let Some(job) = work.jobs.pop_front() {
                 drop(work);
-                let output = tools::run(&self.roots, &job.name, &job.input);
-                self.link.answer(job.id, output);
+                match job {
+                    Job::Tool { id, name, input } => {
+                        self.link.answer(id, tools::run(&self.roots, &name, &input), None);
+                    }
+                    Job::Processes { id, commands } => {
+                        self.link.send(&Reply::Processes { id, processes: ps::list(commands) }, &[]);
+                    }
+                }
                 work = self.lock();
                 continue;
             }

@@ -7,17 +7,17 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use palisade_cell::Reply;
+use palisade_cell::Claim;
 use serde_json::Value;
 
-use crate::reaper::{self, Started};
-use crate::serve::Link;
-use crate::sys::{self, Event, check, interest, nonblocking, pipe};
+use crate::link::Link;
+use crate::ps;
+use crate::reaper;
+use crate::spawn::{self, Program};
+use crate::sys::{self, check, interest, nonblocking, pipe};
 use crate::tools::Output;
 
 /// What is kept of a command's output.
@@ -26,28 +26,23 @@ const KEPT: usize = 100 << 10;
 const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Calls that may wait for their turn.
 const QUEUE: usize = 64;
+/// How many descriptors are watched.
+pub(crate) const WATCHED: usize = 3;
+/// A job that only prints must not keep this process at work: between two calls it is listened to this often.
+const PAUSE: Duration = Duration::from_millis(5);
+/// The kernel counts processor time in steps of this; what is shorter is not measured.
+const TICK: Duration = Duration::from_millis(10);
 
 /// The shell of this sandbox: one command at a time, in the order in which they came.
 pub(crate) struct Shell {
     env: Vec<(String, String)>,
     workdir: String,
     link: Arc<Link>,
-    wake: Event,
-    queue: Mutex<Queue>,
-}
-
-#[derive(Default)]
-struct Queue {
     calls: VecDeque<Call>,
-    /// The call that runs, and its shell.
-    running: Option<Current>,
-    thread: bool,
-}
-
-struct Current {
-    id: u64,
-    pid: i32,
-    cancelled: bool,
+    live: Option<Live>,
+    running: Option<Running>,
+    /// When jobs in the background may be heard again.
+    hear_after: Option<Instant>,
 }
 
 /// A call of the tool.
@@ -58,25 +53,41 @@ pub(crate) struct Call {
 }
 
 struct Live {
-    process: Started,
+    pid: i32,
     stdin: OwnedFd,
     output: OwnedFd,
     status: OwnedFd,
     /// Whether nobody can write to the output any more.
     silent: bool,
+    /// Whether it has been collected: its number may be another's.
+    collected: bool,
     /// What came between two calls.
     pending: Kept,
+    /// Processor time when it was last looked at.
+    cpu_us: Option<u64>,
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
-        // A number that was collected may be another's; its group has been killed by whoever saw the end.
-        let mut watched = [interest(self.process.pidfd.as_raw_fd(), libc::POLLIN)];
-        let ended = sys::poll(&mut watched, Some(Instant::now())).is_ok() && watched[0].revents != 0;
-        if !ended {
-            reaper::kill_tree(self.process.pid);
+        // The group of one that was collected has been killed by whoever saw the end.
+        if !self.collected {
+            reaper::kill_tree(self.pid);
         }
     }
+}
+
+/// A call that the shell is at work on.
+struct Running {
+    id: u64,
+    nonce: String,
+    unsent: Vec<u8>,
+    sent: usize,
+    status: Vec<u8>,
+    kept: Kept,
+    timeout: Duration,
+    began: Instant,
+    deadline: Instant,
+    cancelled: bool,
 }
 
 enum Ended {
@@ -86,76 +97,131 @@ enum Ended {
 }
 
 impl Shell {
-    pub(crate) fn new(env: Vec<(String, String)>, workdir: String, link: Arc<Link>) -> io::Result<Shell> {
-        Ok(Shell { env, workdir, link, wake: Event::new()?, queue: Mutex::default() })
+    pub(crate) fn new(claim: Claim, link: Arc<Link>) -> Shell {
+        let Claim { env, workdir, .. } = claim;
+        Shell { env, workdir, link, calls: VecDeque::new(), live: None, running: None, hear_after: None }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a call, which is answered through the link; an error is the answer.
-    pub(crate) fn submit(self: &Arc<Shell>, call: Call) -> Result<(), Output> {
-        let mut queue = self.lock();
-        if queue.calls.len() >= QUEUE {
-            return Err(Output::error("bash: too many calls at once in this sandbox"));
+    /// Takes a call, which is answered through the link. It is begun by [`Shell::settle`].
+    pub(crate) fn submit(&mut self, call: Call) {
+        if self.calls.len() >= QUEUE {
+            let refused = Output::error("bash: too many calls at once in this sandbox");
+            return self.link.answer(call.id, refused, None);
         }
-        if !queue.thread {
-            let shell = self.clone();
-            let thread = std::thread::Builder::new().name("shell".to_owned()).stack_size(256 << 10);
-            if thread.spawn(move || shell.serve()).is_err() {
-                return Err(Output::error("bash: the sandbox has reached its limit of processes"));
-            }
-            queue.thread = true;
-        }
-        queue.calls.push_back(call);
-        self.wake.raise();
-        Ok(())
+        self.calls.push_back(call);
     }
 
     /// Ends a call, whether it runs or waits.
-    pub(crate) fn cancel(&self, id: u64) {
-        let mut queue = self.lock();
-        match queue.running.as_mut() {
-            Some(current) if current.id == id => {
-                current.cancelled = true;
-                reaper::kill_tree(current.pid);
+    pub(crate) fn cancel(&mut self, id: u64) {
+        match &mut self.running {
+            Some(running) if running.id == id => {
+                running.cancelled = true;
+                if let Some(live) = self.live.as_ref().filter(|live| !live.collected) {
+                    reaper::kill_tree(live.pid);
+                }
             }
             // Whoever gave it up waits for no answer.
-            _ => queue.calls.retain(|call| call.id != id),
+            _ => self.calls.retain(|call| call.id != id),
         }
     }
 
-    fn serve(&self) {
-        let mut live = None;
-        loop {
-            let call = self.next(&mut live);
-            let output = self.bash(&mut live, &call);
-            self.link.send(&Reply::Tool { id: call.id, content: output.content, is_error: output.is_error }, &[]);
+    pub(crate) fn watch(&self, watched: &mut Vec<libc::pollfd>) {
+        let (mut output, mut status, mut stdin) = (-1, -1, -1);
+        if let Some(live) = &self.live {
+            if !live.silent && (self.running.is_some() || self.hear_after.is_none()) {
+                output = live.output.as_raw_fd();
+            }
+            if let Some(running) = &self.running {
+                status = live.status.as_raw_fd();
+                if running.sent < running.unsent.len() {
+                    stdin = live.stdin.as_raw_fd();
+                }
+            }
+        }
+        watched.push(interest(output, libc::POLLIN));
+        watched.push(interest(status, libc::POLLIN));
+        watched.push(interest(stdin, libc::POLLOUT));
+    }
+
+    /// Does what its descriptors are ready for: `ready` is what [`Shell::watch`] has put there.
+    pub(crate) fn ready(&mut self, ready: &[libc::pollfd]) {
+        let Some(live) = &mut self.live else { return };
+        let Some(running) = &mut self.running else {
+            if ready[0].revents != 0 {
+                // What cannot be read now is tried again with the next call, which says why.
+                let mut pending = std::mem::take(&mut live.pending);
+                let _ = live.drain(&mut pending);
+                live.pending = pending;
+                self.hear_after = Some(Instant::now() + PAUSE);
+            }
+            return;
+        };
+        let mut ended = Ok(None);
+        if ready[0].revents != 0
+            && let Err(why) = live.drain(&mut running.kept)
+        {
+            ended = Err(why);
+        }
+        // The command may be longer than the pipe.
+        if ready[2].revents != 0 {
+            running.feed(live);
+        }
+        if ready[1].revents != 0 && ended.is_ok() {
+            ended = running.hear(live);
+        }
+        match ended {
+            Ok(None) => {}
+            Ok(Some(ended)) => self.done(Ok(ended)),
+            Err(why) => self.done(Err(why)),
         }
     }
 
-    /// The next call. Until there is one, what jobs in the background print is taken off them, so that they can go on.
-    fn next(&self, live: &mut Option<Live>) -> Call {
+    /// A process has ended. Whether it was the shell.
+    pub(crate) fn ended(&mut self, pid: i32) -> bool {
+        let Some(live) = self.live.as_mut().filter(|live| live.pid == pid && !live.collected) else { return false };
+        live.collected = true;
+        // An end to the jobs of its group.
+        sys::kill(-pid, libc::SIGKILL);
+        true
+    }
+
+    /// Looks at the time, at what is over and at what is next; when to do so again. `restart` ends what earlier shells have
+    /// left behind.
+    pub(crate) fn settle(&mut self, mut restart: impl FnMut()) -> Option<Instant> {
         loop {
-            self.wake.clear();
-            if let Some(call) = self.lock().calls.pop_front() {
-                return call;
+            if let Some(running) = &mut self.running {
+                if self.live.as_ref().is_some_and(|live| live.collected) {
+                    // Its last status may be on its way.
+                    let live = self.live.as_mut().expect("looked at just above");
+                    let ended = match running.hear(live) {
+                        Ok(None) => live.drain(&mut running.kept).map(|()| Ended::Gone),
+                        Ok(Some(ended)) => Ok(ended),
+                        Err(why) => Err(why),
+                    };
+                    self.done(ended);
+                    continue;
+                }
+                if Instant::now() < running.deadline {
+                    return Some(running.deadline);
+                }
+                self.done(Ok(Ended::TimedOut));
+                continue;
             }
-            let output = live.as_ref().filter(|live| !live.silent).map_or(-1, |live| live.output.as_raw_fd());
-            let mut watched = [interest(self.wake.as_raw_fd(), libc::POLLIN), interest(output, libc::POLLIN)];
-            let failed = sys::poll(&mut watched, None).is_err();
-            if let Some(live) = live.as_mut()
-                && watched[1].revents != 0
-            {
-                live.drain_into_pending();
-                // A job that only prints must not keep this thread at work.
-                let _ = sys::poll(&mut watched[..1], Some(Instant::now() + Duration::from_millis(5)));
+            if self.live.as_ref().is_some_and(|live| live.collected) {
+                self.live = None;
             }
-            if failed {
-                std::thread::park_timeout(Duration::from_millis(5));
+            let Some(call) = self.calls.pop_front() else { break };
+            if let Err(refused) = self.begin(&call, &mut restart) {
+                self.link.answer(call.id, refused, None);
             }
         }
+        let now = Instant::now();
+        let live = self.live.as_mut()?;
+        if live.cpu_us.is_none() {
+            live.cpu_us = ps::cpu_us(live.pid);
+        }
+        self.hear_after = self.hear_after.filter(|after| *after > now);
+        self.hear_after
     }
 
     fn start(&self) -> io::Result<Live> {
@@ -166,104 +232,167 @@ impl Shell {
         let program = program.ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, "there is no /bin/bash in this sandbox's root file system")
         })?;
-        let errors = out_write.try_clone()?;
-        let status: RawFd = status_write.as_raw_fd();
-        let mut command = Command::new(program);
-        command
-            .args(["--noprofile", "--norc"])
-            .env_clear()
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .env("PS1", "")
-            .env("PS2", "")
-            .current_dir(&self.workdir)
-            .stdin(Stdio::from(in_read))
-            .stdout(Stdio::from(out_write))
-            .stderr(Stdio::from(errors));
-        // SAFETY: between fork and exec only async-signal-safe calls are made, on numbers captured before. The number
-        // that is given to the status pipe is held by the cell for this, so no other descriptor can have it.
-        unsafe {
-            command.pre_exec(move || {
-                check(libc::setsid().into())?;
-                check(libc::dup2(status, STATUS).into())?;
-                Ok(())
-            });
-        }
+        let mut env: Vec<(String, String)> = self.env.clone();
+        env.retain(|(name, _)| name != "PS1" && name != "PS2");
+        env.extend([("PS1".to_owned(), String::new()), ("PS2".to_owned(), String::new())]);
         nonblocking(&in_write)?;
         nonblocking(&out_read)?;
         nonblocking(&status_read)?;
-        let process = reaper::spawn(&mut command)?;
-        let pending = Kept::default();
-        Ok(Live { process, stdin: in_write, output: out_read, status: status_read, silent: false, pending })
+        let out = out_write.as_raw_fd();
+        let pid = spawn::spawn(&Program {
+            file: program,
+            argv: &[program.to_owned(), "--noprofile".to_owned(), "--norc".to_owned()],
+            env: &env,
+            cwd: &self.workdir,
+            descriptors: &[(in_read.as_raw_fd(), 0), (out, 1), (out, 2), (status_write.as_raw_fd(), STATUS)],
+            terminal: None,
+            session: true,
+        })?;
+        Ok(Live {
+            pid,
+            stdin: in_write,
+            output: out_read,
+            status: status_read,
+            silent: false,
+            collected: false,
+            pending: Kept::default(),
+            cpu_us: Some(0),
+        })
     }
 
-    fn bash(&self, live: &mut Option<Live>, call: &Call) -> Output {
+    /// Begins a call; an error is its answer, and so is the end of one that only restarts.
+    fn begin(&mut self, call: &Call, restart: &mut impl FnMut()) -> Result<(), Output> {
         let input = &call.input;
-        let restart = input["restart"].as_bool().unwrap_or(false);
+        let restarts = input["restart"].as_bool().unwrap_or(false);
         let command = match &input["command"] {
             Value::String(command) if !command.trim().is_empty() => Some(command.as_str()),
             Value::Null | Value::String(_) => None,
-            _ => return Output::error("bash: command must be a string"),
+            _ => return Err(Output::error("bash: command must be a string")),
         };
-        if command.is_none() && !restart {
-            return Output::error("bash: command is required");
+        if command.is_none() && !restarts {
+            return Err(Output::error("bash: command is required"));
         }
         let timeout = match &input["timeout_ms"] {
             Value::Null => call.limit,
             value => match value.as_u64() {
                 Some(ms) if ms > 0 => Duration::from_millis(ms).min(call.limit.max(Duration::from_millis(1))),
-                _ => return Output::error("bash: timeout_ms must be a positive number of milliseconds"),
+                _ => return Err(Output::error("bash: timeout_ms must be a positive number of milliseconds")),
             },
         }
         .min(MAX_TIMEOUT);
         if command.is_some_and(|command| command.contains('\0')) {
-            return Output::error("bash: command must not contain NUL bytes");
+            return Err(Output::error("bash: command must not contain NUL bytes"));
         }
-        if restart {
-            *live = None;
-            // What earlier shells left behind goes too, unless it could belong to a command that is not the shell's.
-            if self.link.is_idle() {
-                reaper::kill_all();
-            }
+        if restarts {
+            self.live = None;
+            restart();
         }
-        let Some(command) = command else { return Output::text("bash: session restarted") };
-        let mut current = match live.take().map_or_else(|| self.start(), Ok) {
-            Ok(current) => current,
-            Err(why) if why.raw_os_error() == Some(libc::EAGAIN) => {
-                return Output::error(
-                    "bash: the sandbox has reached its limit of processes; restart: true ends all that were left behind",
-                );
-            }
-            Err(why) => return Output::error(format!("bash: the shell could not be started: {why}")),
+        let Some(command) = command else { return Err(Output::text("bash: session restarted")) };
+        let started = match self.live.take() {
+            Some(live) => Ok(live),
+            None => self.start(),
         };
-        self.lock().running = Some(Current { id: call.id, pid: current.process.pid, cancelled: false });
-        let mut kept = std::mem::take(&mut current.pending);
-        let ended = run(&mut current, command, timeout, &mut kept);
-        let cancelled = self.lock().running.take().is_some_and(|current| current.cancelled);
-        let text = kept.text();
-        match ended {
-            _ if cancelled => Output::error("bash: cancelled"),
-            Ok(Ended::Status(code)) => {
-                *live = Some(current);
-                match (code, text.is_empty()) {
-                    (0, true) => Output::text("(no output)"),
-                    (0, false) => Output::text(text),
-                    (code, true) => Output::error(format!("exit {code}")),
-                    (_, false) => Output::error(text),
-                }
-            }
+        let mut live = started.map_err(|why| match why.raw_os_error() {
+            Some(libc::EAGAIN) => Output::error(
+                "bash: the sandbox has reached its limit of processes; restart: true ends all that were left behind",
+            ),
+            _ => Output::error(format!("bash: the shell could not be started: {why}")),
+        })?;
+        let nonce = nonce().map_err(|why| Output::error(format!("bash: {why}")))?;
+        let began = Instant::now();
+        let mut running = Running {
+            id: call.id,
+            unsent: line(command, &nonce).into_bytes(),
+            sent: 0,
+            nonce,
+            status: Vec::new(),
+            kept: std::mem::take(&mut live.pending),
+            timeout,
+            began,
+            deadline: began + timeout,
+            cancelled: false,
+        };
+        running.feed(&live);
+        self.live = Some(live);
+        self.running = Some(running);
+        Ok(())
+    }
+
+    /// A call is over: it is answered, and the shell is kept if it can go on.
+    fn done(&mut self, ended: io::Result<Ended>) {
+        let Some(running) = self.running.take() else { return };
+        let (took, text) = (running.began.elapsed(), running.kept.text());
+        let mut cpu_us = None;
+        if let Some(live) = &mut self.live {
+            // What a short one has used counts when the shell is next at rest.
+            let now = if took >= TICK { ps::cpu_us(live.pid) } else { None };
+            cpu_us = now.and_then(|now| now.checked_sub(live.cpu_us?));
+            live.cpu_us = now;
+        }
+        let keep = matches!(ended, Ok(Ended::Status(_))) && !running.cancelled;
+        let output = match ended {
+            _ if running.cancelled => Output::error("bash: cancelled"),
+            Ok(Ended::Status(code)) => match (code, text.is_empty()) {
+                (0, true) => Output::text("(no output)"),
+                (0, false) => Output::text(text),
+                (code, true) => Output::error(format!("exit {code}")),
+                (_, false) => Output::error(text),
+            },
             Ok(Ended::Gone) if text.is_empty() => Output::error("bash: bash session terminated"),
             Ok(Ended::Gone) => Output::error(format!("{text}\nbash: bash session terminated")),
             Ok(Ended::TimedOut) => {
-                let said = format!("bash: bash command timed out after {}ms", timeout.as_millis());
+                let said = format!("bash: bash command timed out after {}ms", running.timeout.as_millis());
                 Output::error(if text.is_empty() { said } else { format!("{text}\n{said}") })
             }
             Err(why) => Output::error(format!("bash: {why}")),
+        };
+        if !keep {
+            // Before the answer: what runs in it must not go on when somebody thinks that it has ended.
+            self.live = None;
         }
+        self.link.answer(running.id, output, cpu_us);
+    }
+}
+
+impl Running {
+    fn feed(&mut self, live: &Live) {
+        while self.sent < self.unsent.len() {
+            match sys::write(&live.stdin, &self.unsent[self.sent..]) {
+                Ok(written) => self.sent += written,
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => return,
+                // Nobody reads: the shell is about to end, which is what is said then.
+                Err(_) => self.sent = self.unsent.len(),
+            }
+        }
+    }
+
+    /// What the shell says about the command's end.
+    fn hear(&mut self, live: &mut Live) -> io::Result<Option<Ended>> {
+        let mut buffer = [0; 256];
+        match sys::read(&live.status, &mut buffer) {
+            // Only the shell holds the other end: it has let go of it, and no status can come any more.
+            Ok(0) => {
+                live.drain(&mut self.kept)?;
+                return Ok(Some(Ended::Gone));
+            }
+            Ok(got) => self.status.extend_from_slice(&buffer[..got]),
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
+            Err(why) => return Err(why),
+        }
+        if let Some(code) = parse(&self.status, &self.nonce) {
+            live.drain(&mut self.kept)?;
+            return Ok(Some(Ended::Status(code)));
+        }
+        // Nobody but a forger writes more than one line.
+        if self.status.len() > 4096 {
+            self.status.clear();
+        }
+        Ok(None)
     }
 }
 
 /// The shell's descriptor for exit statuses. Bash keeps its own descriptors above 9, so this one is free.
-const STATUS: RawFd = 9;
+pub(crate) const STATUS: RawFd = 9;
 
 /// Keeps the number of the status descriptor from being given to anything else in this process, for good.
 pub(crate) fn reserve() -> io::Result<()> {
@@ -271,59 +400,10 @@ pub(crate) fn reserve() -> io::Result<()> {
     check(unsafe { libc::dup3(0, STATUS, libc::O_CLOEXEC) }.into()).map(drop)
 }
 
-fn run(live: &mut Live, command: &str, timeout: Duration, kept: &mut Kept) -> io::Result<Ended> {
-    let nonce = nonce()?;
+/// One line of the shell's own grammar: it is read whole before any of it runs, and byte by byte, so it is short.
+fn line(command: &str, nonce: &str) -> String {
     let quoted = command.replace('\'', r"'\''");
-    // One line of the shell's own grammar: it is read whole before any of it runs.
-    let line =
-        format!("eval '{quoted}' </dev/null {STATUS}>&-; {{ builtin echo {nonce} \"$?\" >&{STATUS}; }} 2>/dev/null\n");
-    let deadline = Instant::now() + timeout;
-    let mut unsent = line.as_bytes();
-    let mut status = Vec::new();
-    loop {
-        if Instant::now() >= deadline {
-            return Ok(Ended::TimedOut);
-        }
-        let mut watched = [
-            interest(if live.silent { -1 } else { live.output.as_raw_fd() }, libc::POLLIN),
-            interest(live.status.as_raw_fd(), libc::POLLIN),
-            interest(if unsent.is_empty() { -1 } else { live.stdin.as_raw_fd() }, libc::POLLOUT),
-            interest(live.process.pidfd.as_raw_fd(), libc::POLLIN),
-        ];
-        sys::poll(&mut watched, Some(deadline))?;
-        if watched[0].revents != 0 {
-            live.drain(kept)?;
-        }
-        // The command may be longer than the pipe.
-        if watched[2].revents != 0 {
-            match sys::write(&live.stdin, unsent) {
-                Ok(written) => unsent = &unsent[written..],
-                Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
-                // Nobody reads: the shell is about to end, which is what is said then.
-                Err(_) => unsent = &[],
-            }
-        }
-        if watched[1].revents != 0 {
-            let mut buffer = [0; 256];
-            match sys::read(&live.status, &mut buffer) {
-                // Only the shell holds the other end: it has let go of it, and no status can come any more.
-                Ok(0) => return live.gone(kept),
-                Ok(got) => status.extend_from_slice(&buffer[..got]),
-                Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
-                Err(why) => return Err(why),
-            }
-            if let Some(code) = parse(&status, &nonce) {
-                live.drain(kept)?;
-                return Ok(Ended::Status(code));
-            }
-            // Nobody but a forger writes more than one line.
-            if status.len() > 4096 {
-                status.clear();
-            }
-        } else if watched[3].revents != 0 {
-            return live.gone(kept);
-        }
-    }
+    format!("eval '{quoted}'</dev/null {STATUS}>&-;{{ builtin echo {nonce} \"$?\">&{STATUS};}} 2>/dev/null\n")
 }
 
 fn parse(status: &[u8], nonce: &str) -> Option<i32> {
@@ -333,19 +413,20 @@ fn parse(status: &[u8], nonce: &str) -> Option<i32> {
     whole.lines().find_map(|line| line.split_once(nonce)?.1.strip_prefix(' ')?.parse().ok())
 }
 
+/// A word that nobody can know: 48 bits, of which a command has one guess for each line that it writes.
 fn nonce() -> io::Result<String> {
-    // The shell reads its input byte by byte, so this is no longer than it needs to be.
-    let mut bytes = [0; 8];
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.";
+    let mut bytes = [0u8; 8];
     // SAFETY: the buffer is as long as the length says.
     check(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) } as libc::c_long)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(bytes.iter().map(|byte| char::from(LETTERS[usize::from(byte & 63)])).collect())
 }
 
 impl Live {
     /// Takes what is there. A background job may write for ever, so no more than a few buffers are taken at a time.
     fn drain(&mut self, kept: &mut Kept) -> io::Result<()> {
-        let mut buffer = vec![0; 64 << 10];
-        for _ in 0..16 {
+        let mut buffer = [0; 16 << 10];
+        for _ in 0..64 {
             match sys::read(&self.output, &mut buffer) {
                 Ok(0) => {
                     self.silent = true;
@@ -357,20 +438,6 @@ impl Live {
             }
         }
         Ok(())
-    }
-
-    fn drain_into_pending(&mut self) {
-        let mut pending = std::mem::take(&mut self.pending);
-        // What cannot be read now is tried again with the next call, which says why.
-        let _ = self.drain(&mut pending);
-        self.pending = pending;
-    }
-
-    /// The shell has ended: what it printed last, and an end to the jobs of its group.
-    fn gone(&mut self, kept: &mut Kept) -> io::Result<Ended> {
-        self.drain(kept)?;
-        sys::kill(-self.process.pid, libc::SIGKILL);
-        Ok(Ended::Gone)
     }
 }
 

@@ -109,43 +109,40 @@ pub(crate) fn refuse_process_files(file: &impl AsRawFd) -> io::Result<()> {
     if stat.f_type == libc::PROC_SUPER_MAGIC { Err(io::Error::from_raw_os_error(libc::EACCES)) } else { Ok(()) }
 }
 
+/// Sends one byte string, with a descriptor if there is one.
+pub(crate) fn send(socket: &impl AsRawFd, bytes: &[u8], descriptor: Option<&OwnedFd>) -> io::Result<()> {
+    let mut control = [0u64; 4];
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: a message header of zeros is valid; its pointers are set to buffers that live through the call.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut iov;
+    header.msg_iovlen = 1;
+    if let Some(descriptor) = descriptor {
+        header.msg_control = control.as_mut_ptr().cast();
+        // SAFETY: the control buffer is aligned and has room for one message with one descriptor.
+        unsafe {
+            header.msg_controllen = libc::CMSG_SPACE(size_of::<RawFd>() as libc::c_uint) as _;
+            let message = libc::CMSG_FIRSTHDR(&raw const header);
+            (*message).cmsg_level = libc::SOL_SOCKET;
+            (*message).cmsg_type = libc::SCM_RIGHTS;
+            (*message).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as libc::c_uint) as _;
+            libc::CMSG_DATA(message).cast::<RawFd>().write_unaligned(descriptor.as_raw_fd());
+        }
+    }
+    // SAFETY: the header and everything it points to live through the call.
+    let sent =
+        check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) } as libc::c_long)?;
+    if usize::try_from(sent).is_ok_and(|sent| sent == bytes.len()) {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WriteZero.into())
+    }
+}
+
 /// `kill(2)`; a negative number names a process group.
 pub(crate) fn kill(pid: i32, signal: i32) {
     // SAFETY: no pointers; a process that is gone is an error that means the wish is fulfilled.
     unsafe { libc::kill(pid, signal) };
-}
-
-/// A counter that can be waited for with `poll(2)`.
-pub(crate) struct Event(OwnedFd);
-
-impl Event {
-    pub(crate) fn new() -> io::Result<Event> {
-        // SAFETY: no pointers; the kernel returns a new descriptor or an error.
-        let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }.into())?;
-        // SAFETY: the descriptor was just made and belongs to nobody else.
-        Ok(Event(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) }))
-    }
-
-    /// Another descriptor of the same counter.
-    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
-        self.0.try_clone()
-    }
-
-    pub(crate) fn raise(&self) {
-        // A counter that is full is raised already.
-        let _ = write(&self.0, &1u64.to_ne_bytes());
-    }
-
-    pub(crate) fn clear(&self) {
-        // Not raised is clear.
-        let _ = read(&self.0, &mut [0; 8]);
-    }
-}
-
-impl AsRawFd for Event {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
 }
 
 /// What to wait for: `fd` becoming ready for `events`; a negative number is never ready.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use palisade_cell::STDIO;
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Map, Value, json};
 
@@ -89,7 +90,7 @@ impl Order {
             "Hostname": spec.hostname,
             "User": user,
             "Entrypoint": [CELL],
-            "Cmd": ["stdio"],
+            "Cmd": [STDIO],
             "Env": [],
             "WorkingDir": "/",
             "Tty": false,

@@ -112,8 +112,9 @@ impl Scene {
         let mut exec = self.start(sandbox, name, more, PATIENCE).await?;
         let mut said = Vec::new();
         while let Some(output) = exec.next().await? {
-            let (Output::Stdout(bytes) | Output::Stderr(bytes)) = output;
-            if said.len() < SAYS {
+            if let Output::Stdout(bytes) | Output::Stderr(bytes) = output
+                && said.len() < SAYS
+            {
                 said.extend_from_slice(&bytes);
             }
         }
@@ -132,6 +133,7 @@ impl Scene {
             while !said.contains(&b'\n') {
                 match exec.next().await? {
                     Some(Output::Stdout(bytes) | Output::Stderr(bytes)) => said.extend_from_slice(&bytes),
+                    Some(Output::Lost(_)) => {}
                     None => break,
                 }
             }

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
-use palisade_cell::{Reply, encode};
+use palisade_cell::{End, Reply, encode};
 use serde_json::{Value, json};
 
 use super::host::Host;
@@ -238,6 +238,7 @@ async fn bomb(name: &str, scene: &mut Scene, limit: Limit, may_end: bool) -> Res
                 }
             }
             Ok(Ok(Some(crate::Output::Stdout(bytes) | crate::Output::Stderr(bytes)))) => said.extend_from_slice(&bytes),
+            Ok(Ok(Some(crate::Output::Lost(_)))) => {}
             Ok(Ok(None)) => {
                 let status = exec.status();
                 let made = Ended {
@@ -585,8 +586,8 @@ async fn frames(scene: &mut Scene) -> Result<Verdict, Verdict> {
     for id in 0..64 {
         let content = vec![json!({"type": "text", "text": "forged"})];
         for reply in [
-            Reply::Tool { id, content, is_error: false },
-            Reply::Exit { id, code: Some(0), signal: None, timed_out: false },
+            Reply::Tool { id, content, is_error: false, cpu_us: None },
+            Reply::Exit { id, end: End { code: Some(0), ..End::default() } },
         ] {
             forged.extend(encode(&reply, &[]).map_err(|why| Verdict::Unclear(why.to_string()))?);
         }

@@ -71,16 +71,70 @@ pub(crate) fn layout() -> &'static Layout {
     LAYOUT.get_or_init(|| {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        delegate(&find(&mounts, &own));
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut layout = find(&mounts, &own);
+        sweep(&layout);
         for place in layout.places() {
             if place.as_ref().is_some_and(|place| !usable(&place.directory)) {
                 *place = None;
             }
         }
         layout.unified = layout.unified.take().filter(|directory| usable(directory));
-        sweep(&layout);
         layout
     })
+}
+
+/// The group that a worker moves into, so that its own group can have groups with controllers below it: version 2 allows
+/// processes in the leaves of the tree only.
+const LEAF: &str = "palisade-worker";
+
+/// Makes the controllers that version 1 does not have available below the worker's own group of version 2, if that is
+/// given to it alone. What cannot be done leaves things as they are, and the report says what is missing.
+fn delegate(layout: &Layout) {
+    let Some(directory) = &layout.unified else { return };
+    let missing: Vec<&str> =
+        [("memory", &layout.memory), ("pids", &layout.pids), ("cpu", &layout.cpu), ("io", &layout.io)]
+            .into_iter()
+            .filter_map(|(name, place)| place.is_none().then_some(name))
+            .collect();
+    let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap_or_default();
+    let (available, members) = (read("cgroup.controllers"), read("cgroup.procs"));
+    let leaf = directory.join(LEAF);
+    let Some(plan) = delegation(&missing, &available, &members, std::process::id()) else { return };
+    if plan.leave {
+        let moved = fs::create_dir(&leaf).or_else(|why| match why.kind() {
+            io::ErrorKind::AlreadyExists => Ok(()),
+            _ => Err(why),
+        });
+        if moved.and_then(|()| fs::write(leaf.join("cgroup.procs"), std::process::id().to_string())).is_err() {
+            return;
+        }
+    }
+    for controller in plan.enable {
+        let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+}
+
+/// What makes controllers available below a group.
+#[derive(Debug, PartialEq, Eq)]
+struct Delegation<'a> {
+    /// Whether this process must leave the group first.
+    leave: bool,
+    enable: Vec<&'a str>,
+}
+
+/// None if there is nothing to be had, or if the group has members that are not this worker's to move.
+fn delegation<'a>(missing: &[&'a str], available: &str, members: &str, own: u32) -> Option<Delegation<'a>> {
+    let enable: Vec<&str> =
+        missing.iter().copied().filter(|name| available.split_whitespace().any(|there| there == *name)).collect();
+    let mut members = members.split_whitespace();
+    let leave = match (members.next(), members.next()) {
+        (None, _) => false,
+        (Some(only), None) if only == own.to_string() => true,
+        _ => return None,
+    };
+    (!enable.is_empty()).then_some(Delegation { leave, enable })
 }
 
 /// Removes the groups of workers that ended without doing so themselves. What still runs in them is killed first: it
@@ -91,14 +145,23 @@ fn sweep(layout: &Layout) {
     let places = layout.places().map(|place| place.take().map(|place| place.directory));
     for place in places.into_iter().flatten().chain(unified) {
         for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let owner =
-                name.to_str().and_then(|name| name.strip_prefix("palisade-")?.split_once('-')?.0.parse::<u32>().ok());
-            if owner.is_some_and(|pid| fs::symlink_metadata(format!("/proc/{pid}")).is_err()) {
+            let owner = entry.file_name().to_str().and_then(owner);
+            if owner.is_some_and(is_gone) {
                 clear(&entry.path());
             }
         }
     }
+}
+
+/// The process that has made a group of this name.
+fn owner(name: &str) -> Option<u32> {
+    name.strip_prefix("palisade-")?.split_once('-')?.0.parse().ok()
+}
+
+/// Whether the worker of this number has ended. This one has made no group yet, so what has its number is a
+/// predecessor's: in a container that is started again every worker has the same.
+fn is_gone(pid: u32) -> bool {
+    pid == std::process::id() || fs::symlink_metadata(format!("/proc/{pid}")).is_err()
 }
 
 /// Ends what is in a group and removes it.
@@ -133,7 +196,7 @@ fn remove(group: &Path) {
 
 /// Whether a group can be made and removed here.
 fn usable(directory: &Path) -> bool {
-    let probe = directory.join(format!("palisade-probe-{}", std::process::id()));
+    let probe = directory.join(format!("palisade-{}-probe", std::process::id()));
     let made = fs::create_dir(&probe).is_ok();
     made && fs::remove_dir(&probe).is_ok()
 }
@@ -159,7 +222,7 @@ fn find(mounts: &str, own: &str) -> Layout {
         let (kind, options) = (right.next().unwrap_or(""), right.nth(1).unwrap_or(""));
         // The mount may show only a part of the hierarchy.
         let join = |path: String| {
-            let path = format!("/{path}");
+            let path = format!("/{}", path.strip_suffix(LEAF).map_or(&*path, |path| path.trim_end_matches('/')));
             let inner = path.strip_prefix(root.trim_end_matches('/')).unwrap_or(&path).trim_start_matches('/');
             Path::new(point).join(inner)
         };
@@ -441,6 +504,50 @@ mod tests {
         assert_eq!(memory.directory, Path::new("/sys/fs/cgroup/memory/user/x"));
         assert!(!memory.unified);
         assert!(layout.pids.is_none());
+    }
+
+    #[test]
+    fn a_worker_alone_in_its_group_makes_room_for_others_below_it() {
+        let wanted = ["memory", "pids", "cpu"];
+        let all = |leave| Some(Delegation { leave, enable: vec!["memory", "pids"] });
+        assert_eq!(delegation(&wanted, "memory pids hugetlb\n", "17\n", 17), all(true));
+        assert_eq!(delegation(&wanted, "memory pids", "", 17), all(false));
+        // Somebody else's shell is not moved about.
+        assert_eq!(delegation(&wanted, "memory pids", "16\n17\n", 17), None);
+        assert_eq!(delegation(&wanted, "memory pids", "16\n", 17), None);
+        assert_eq!(delegation(&wanted, "hugetlb", "17\n", 17), None);
+        assert_eq!(delegation(&[], "memory pids", "17\n", 17), None);
+    }
+
+    #[test]
+    fn a_delegated_group_is_used_from_its_leaf() {
+        let tree = tempfile::tempdir().unwrap();
+        let group = tree.path().join("system.slice/palisade.service");
+        fs::create_dir_all(group.join(LEAF)).unwrap();
+        let me = std::process::id().to_string();
+        for (name, text) in [("cgroup.controllers", "cpu memory pids"), ("cgroup.procs", me.as_str())] {
+            fs::write(group.join(name), text).unwrap();
+        }
+        let mounts = format!("30 25 0:26 / {} rw - cgroup2 cgroup2 rw\n", tree.path().display());
+        let layout = find(&mounts, "0::/system.slice/palisade.service\n");
+        assert_eq!((layout.unified.as_deref(), layout.memory.as_ref()), (Some(group.as_path()), None));
+        delegate(&layout);
+        assert_eq!(fs::read_to_string(group.join(LEAF).join("cgroup.procs")).unwrap(), me);
+        // A plain file keeps what was written last.
+        assert_eq!(fs::read_to_string(group.join("cgroup.subtree_control")).unwrap(), "+cpu");
+        fs::write(group.join("cgroup.subtree_control"), "cpu memory pids").unwrap();
+        let layout = find(&mounts, "0::/system.slice/palisade.service/palisade-worker\n");
+        let place = Some(Place { directory: group, unified: true });
+        assert_eq!((&layout.memory, &layout.pids, &layout.cpu), (&place, &place, &place));
+        let group = Group { directory: "g".into(), unified: true };
+        assert_eq!(group.file("memory.limit_in_bytes", "memory.max"), Path::new("g/memory.max"));
+    }
+
+    #[test]
+    fn groups_tell_whose_they_are() {
+        assert_eq!(owner("palisade-17-3"), Some(17));
+        assert_eq!([owner("palisade-worker"), owner("palisade--1"), owner("user.slice")], [None; 3]);
+        assert!(is_gone(std::process::id()) && is_gone(u32::MAX) && !is_gone(1));
     }
 
     #[test]

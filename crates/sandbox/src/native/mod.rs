@@ -4,27 +4,32 @@ mod cgroup;
 mod identity;
 mod idmap;
 mod launch;
+mod nursery;
 mod program;
 mod root;
 mod seccomp;
+mod stock;
 
 use std::io;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use palisade_cell::{Claim, Place, Ready, Setup, VERSION, encode};
+use palisade_cell::{Claim, Place, Root, Setup, VERSION, encode};
 use tokio::net::UnixStream;
 
-use crate::sandbox::{Source, ready};
-use crate::{Capabilities, Driver, Error, Facility, Limits, Report, Rootfs, Sandbox, Spec, Status, Workspace};
+use crate::{
+    Capabilities, Driver, Error, Facility, Limits, PoolOptions, Report, Rootfs, Sandbox, Spec, Status, Workspace,
+};
+use stock::{Stock, Taken};
 
 pub(crate) use cgroup::{Cgroups, layout as cgroups};
 pub(crate) use identity::{INSIDE, Identity, RANGE, give, is_root};
 pub(crate) use idmap::Idmap;
+pub(crate) use launch::failed;
 pub(crate) use program::{CELL, cell};
-pub(crate) use root::{Root, names, own_directory};
+pub(crate) use root::{host, names, own_directory};
 
 /// Whether the cell's program can be prepared.
 pub(crate) fn program() -> io::Result<()> {
@@ -44,16 +49,39 @@ pub(crate) const START: Duration = Duration::from_secs(20);
 
 /// How sandboxes are made.
 #[derive(Debug, Clone, Default)]
-pub struct Options {}
+pub struct Options {
+    /// Sandboxes that wait for their sessions.
+    pub pool: PoolOptions,
+    /// How many are started at a time, when none waits; the others wait their turn. Zero for three per processor.
+    pub starts: usize,
+}
 
-/// Makes sandboxes out of namespaces.
-#[derive(Debug, Clone, Default)]
-pub struct Native {}
+/// Makes sandboxes out of namespaces. Clones share their pool, which ends with the last of them.
+#[derive(Debug, Clone)]
+pub struct Native {
+    stock: Arc<Stock>,
+}
+
+impl Default for Native {
+    fn default() -> Native {
+        Native::new(Options::default())
+    }
+}
 
 impl Native {
     /// A driver.
-    pub fn new(_options: Options) -> Native {
-        Native {}
+    pub fn new(options: Options) -> Native {
+        Native { stock: Arc::new(Stock::new(&options)) }
+    }
+
+    /// How many sandboxes wait for sessions now.
+    pub fn waiting(&self) -> usize {
+        self.stock.waiting()
+    }
+
+    /// Ends the sandboxes that wait, and waits until they are gone. From then on each is made when it is asked for.
+    pub async fn close(&self) {
+        self.stock.close().await;
     }
 }
 
@@ -79,29 +107,11 @@ impl Driver for Native {
     async fn create(&self, spec: Spec) -> Result<Sandbox, Error> {
         let began = Instant::now();
         check(&spec)?;
-        let require = spec.require.clone();
-        let limits = spec.limits.clone();
-        let (process, stream) = launch::launch_for(Base::of(&spec), spec).await?;
-        stream.set_nonblocking(true).map_err(Error::Socket)?;
-        let (reader, writer) = UnixStream::from_std(stream).map_err(Error::Socket)?.into_split();
-        let mut reader: Source = Box::new(reader);
-        let mut notes = Vec::new();
-        let landlock_abi = loop {
-            let ready = tokio::time::timeout(START, ready(&mut reader)).await;
-            match ready.map_err(|_| Error::Timeout(START.as_secs()))? {
-                Ok(Ready::Built { notes: said }) => notes = said,
-                Ok(Ready::Up { landlock_abi, .. }) => break landlock_abi,
-                Ok(Ready::Failed { step, errno, detail }) => {
-                    return Err(Error::Build { step, detail, cause: io::Error::from_raw_os_error(errno) });
-                }
-                Err(Error::Ended) => {
-                    let autopsy = tokio::task::spawn_blocking(move || process.autopsy()).await;
-                    return Err(autopsy.unwrap_or(Error::Ended));
-                }
-                Err(why) => return Err(why),
-            }
-        };
-        let mut report = Report { notes, startup: began.elapsed(), ..Report::default() };
+        let spec = Arc::new(spec);
+        let Taken { live, pooled } = self.stock.get(spec.clone()).await?;
+        let (process, limits) = (live.process, &spec.limits);
+        let (reader, writer) = UnixStream::from_std(live.stream).map_err(Error::Socket)?.into_split();
+        let mut report = Report { notes: live.notes, startup: began.elapsed(), pooled, ..Report::default() };
         let mut say = |facility, status| {
             report.facilities.insert(facility, status);
         };
@@ -111,21 +121,21 @@ impl Driver for Native {
         say(Facility::Seccomp, Status::Enforced("installed".to_owned()));
         say(
             Facility::Landlock,
-            match landlock_abi {
+            match live.landlock_abi {
                 0 => Status::Unavailable("this kernel has no Landlock".to_owned()),
                 abi => Status::Enforced(format!("ABI {abi}")),
             },
         );
         say(Facility::DistinctUser, process.identity().status());
-        process.cgroups()?.report(&limits, &mut say);
+        process.cgroups()?.report(limits, &mut say);
         if let (Some(limit), Some(Status::Unavailable(_))) = (limits.pids, report.facilities.get(&Facility::PidLimit))
             && rlimits_are_own()
         {
             let status = Status::Enforced(format!("{limit} processes, as a resource limit of the sandbox's user"));
             report.facilities.insert(Facility::PidLimit, status);
         }
-        report.demand(&require, self.name())?;
-        Ok(Sandbox::new(Box::new(process), reader, Box::new(writer), report))
+        report.demand(&spec.require, self.name())?;
+        Ok(Sandbox::new(Box::new(process), Box::new(reader), Box::new(writer), report))
     }
 }
 
@@ -190,7 +200,7 @@ fn directory(path: &Path) -> Result<(), Error> {
     if meta.is_dir() { Ok(()) } else { Err(wrong(io::Error::from_raw_os_error(libc::ENOTDIR))) }
 }
 
-pub(crate) fn environment(spec: &Spec) -> Vec<(String, String)> {
+fn environment(spec: &Spec) -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> = [
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ("HOME", "/home/agent"),
@@ -233,10 +243,19 @@ impl Base {
     fn of(spec: &Spec) -> Base {
         Base { rootfs: spec.rootfs.clone(), limits: spec.limits.clone(), gpus: spec.gpus.clone() }
     }
+
+    /// The directories that it is made of.
+    fn sources(&self) -> Vec<nursery::Seen> {
+        match &self.rootfs {
+            Rootfs::Host => Vec::new(),
+            Rootfs::Directory(path) => nursery::seen([path]),
+            Rootfs::Layers(layers) => nursery::seen(layers),
+        }
+    }
 }
 
 /// The first frame.
-fn setup(base: &Base, root: Root) -> Setup {
+fn setup(base: &Base, root: Option<Root>) -> Setup {
     let limits = &base.limits;
     let mut rlimits = vec![
         // One, not zero: zero still feeds a host's dump handler when `core_pattern` is a pipe, one never does (core(5)).
@@ -257,10 +276,7 @@ fn setup(base: &Base, root: Root) -> Setup {
     Setup {
         version: VERSION,
         place: Place::Own,
-        layers: root.layers,
-        binds: root.binds,
-        links: root.links,
-        files: root.files,
+        root,
         tmp_bytes: limits.tmp_bytes,
         shm_bytes: limits.shm_bytes,
         rlimits,
@@ -285,8 +301,7 @@ fn claim(spec: &Spec, session: root::Session) -> Claim {
 
 /// Both frames of a sandbox whose walls are somebody else's, for a change before they are encoded.
 pub(crate) fn frames(spec: &Spec) -> (Setup, Claim) {
-    let mut setup = setup(&Base::of(spec), Root::default());
-    setup.place = Place::Given;
+    let setup = Setup { place: Place::Given, ..setup(&Base::of(spec), None) };
     (setup, claim(spec, root::Session::default()))
 }
 

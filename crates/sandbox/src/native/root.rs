@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
-use palisade_cell::{Bind, Overlay, Source};
+use palisade_cell::{Bind, Overlay, Root, Source};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2};
 
 use super::identity::{self, INSIDE, give};
@@ -32,13 +32,31 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// What of a sandbox's root is the same for every session.
+/// A root that is being planned.
 #[derive(Debug, Default)]
-pub(crate) struct Root {
-    pub(super) layers: Vec<Source>,
-    pub(crate) binds: Vec<Bind>,
-    pub(crate) links: Vec<(String, String)>,
-    pub(crate) files: Vec<(String, String)>,
+struct Plan(Root);
+
+/// Says what a sandbox's root is made of.
+pub(super) fn plan(rootfs: &Rootfs, gpus: &[String], sources: &mut Sources<'_>) -> Result<Root, Error> {
+    let mut plan = Plan::default();
+    match rootfs {
+        Rootfs::Host => plan.host()?,
+        Rootfs::Directory(path) => plan.layers(std::slice::from_ref(path), sources)?,
+        Rootfs::Layers(layers) => plan.layers(layers, sources)?,
+    }
+    for name in DEVICES {
+        plan.device(name, *name == "tty");
+    }
+    for name in gpus {
+        plan.device(name, false);
+        let companions = COMPANIONS.iter().filter(|(prefix, _)| name.starts_with(prefix));
+        for companion in companions.flat_map(|(_, names)| *names) {
+            if !plan.0.binds.iter().any(|bind| bind.target == format!("/dev/{companion}")) {
+                plan.device(companion, true);
+            }
+        }
+    }
+    Ok(plan.0)
 }
 
 /// Directories of the host that hold programs and libraries.
@@ -73,31 +91,9 @@ const COMPANIONS: &[(&str, &[&str])] =
 /// The longest file of users that is read.
 const LONGEST: u64 = 1 << 20;
 
-impl Root {
-    pub(super) fn plan(rootfs: &Rootfs, gpus: &[String], sources: &mut Sources<'_>) -> Result<Root, Error> {
-        let mut root = Root::default();
-        match rootfs {
-            Rootfs::Host => root.host()?,
-            Rootfs::Directory(path) => root.layers(std::slice::from_ref(path), sources)?,
-            Rootfs::Layers(layers) => root.layers(layers, sources)?,
-        }
-        for name in DEVICES {
-            root.device(name, *name == "tty");
-        }
-        for name in gpus {
-            root.device(name, false);
-            let companions = COMPANIONS.iter().filter(|(prefix, _)| name.starts_with(prefix));
-            for companion in companions.flat_map(|(_, names)| *names) {
-                if !root.binds.iter().any(|bind| bind.target == format!("/dev/{companion}")) {
-                    root.device(companion, true);
-                }
-            }
-        }
-        Ok(root)
-    }
-
+impl Plan {
     fn device(&mut self, name: &str, optional: bool) {
-        self.binds.push(Bind {
+        self.0.binds.push(Bind {
             source: Source::Path(format!("/dev/{name}")),
             target: format!("/dev/{name}"),
             writable: true,
@@ -112,21 +108,20 @@ impl Root {
             return Err(Error::Spec("the image has no layers".to_owned()));
         }
         for layer in layers {
-            self.layers.push(sources.add(layer, false)?);
+            self.0.layers.push(sources.add(layer, false)?);
         }
-        self.files.extend(names(layers)?);
+        self.0.files.extend(names(layers)?);
         Ok(())
     }
 
-    /// The host's programs and libraries.
-    pub(crate) fn host(&mut self) -> Result<(), Error> {
+    fn host(&mut self) -> Result<(), Error> {
         for name in HOST_DIRECTORIES {
             self.entry(name)?;
         }
         for name in HOST_ETC {
             let source = format!("/etc/{name}");
             let Ok(meta) = fs::metadata(&source) else { continue };
-            self.binds.push(Bind {
+            self.0.binds.push(Bind {
                 source: Source::Path(source.clone()),
                 target: source,
                 writable: false,
@@ -145,7 +140,7 @@ impl Root {
             ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),
             ("/etc/hostname", "sandbox\n"),
         ];
-        self.files.extend(files.map(|(name, content)| (name.to_owned(), content.to_owned())));
+        self.0.files.extend(files.map(|(name, content)| (name.to_owned(), content.to_owned())));
         Ok(())
     }
 
@@ -155,12 +150,19 @@ impl Root {
         let Ok(meta) = fs::symlink_metadata(&source) else { return Ok(()) };
         if meta.is_symlink() {
             let target = fs::read_link(&source).map_err(|cause| Error::Directory { path: source.clone(), cause })?;
-            self.links.push((format!("/{name}"), target.to_string_lossy().into_owned()));
+            self.0.links.push((format!("/{name}"), target.to_string_lossy().into_owned()));
         } else if meta.is_dir() {
-            self.binds.push(bind(path_source(&source)?, &format!("/{name}"), false));
+            self.0.binds.push(bind(path_source(&source)?, &format!("/{name}"), false));
         }
         Ok(())
     }
+}
+
+/// The host's programs and libraries, without devices.
+pub(crate) fn host() -> Result<Root, Error> {
+    let mut plan = Plan::default();
+    plan.host()?;
+    Ok(plan.0)
 }
 
 /// What the root of an image needs besides: names, in files.
@@ -230,7 +232,6 @@ impl Session {
     }
 }
 
-/// `/etc/hosts`.
 const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n";
 
 fn bind(source: Source, target: &str, writable: bool) -> Bind {

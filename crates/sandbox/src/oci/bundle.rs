@@ -12,7 +12,7 @@ use palisade_cell::Source;
 use serde_json::{Value, json};
 
 use super::config::{self, Mount};
-use crate::native::{self, INSIDE, Identity, Idmap, Root};
+use crate::native::{self, INSIDE, Identity, Idmap};
 use crate::{Error, Limits, Rootfs, Spec, Workspace};
 
 /// Mount points that every sandbox has.
@@ -257,8 +257,7 @@ fn places_of_all(top: &Path, owner: &Owner) -> Result<(), Error> {
 
 /// The host's programs: links and files of its root are written, directories become mounts.
 fn host(top: &Path, owner: &Owner, mounts: &mut Vec<Mount>) -> Result<(), Error> {
-    let mut root = Root::default();
-    root.host()?;
+    let root = native::host()?;
     for bind in &root.binds {
         let Source::Path(source) = &bind.source else { continue };
         if bind.directory {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use palisade_cell::STDIO;
 use serde_json::{Value, json};
 
 use super::{bundle, seccomp};
@@ -85,7 +86,7 @@ pub(super) fn config(spec: &Spec, identity: &Identity, mounts: &[Mount]) -> Valu
         "process": {
             "terminal": false,
             "user": {"uid": INSIDE, "gid": INSIDE},
-            "args": [bundle::CELL, "stdio"],
+            "args": [bundle::CELL, STDIO],
             "env": none,
             "cwd": "/",
             "capabilities": {

@@ -155,6 +155,7 @@ async fn all_that_was_printed_arrives_however_slowly_it_is_taken() {
         match output {
             Output::Stdout(bytes) => out.extend(bytes),
             Output::Stderr(bytes) => err.extend(bytes),
+            Output::Lost(bytes) => panic!("{bytes} bytes are lost"),
         }
         if out.len() % 7 == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;

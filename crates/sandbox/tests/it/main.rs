@@ -3,11 +3,15 @@
 
 mod bombs;
 mod calls;
+mod copy;
 mod drivers;
+mod exec;
+mod heavy;
 mod hostile;
 mod layers;
 mod lifecycle;
 mod network;
+mod pool;
 mod protocol;
 mod rig;
 mod rootless;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use palisade_sandbox::{Driver, ExecRequest, ExitStatus, Native, Options, Sandbox, Spec, ToolCall};
+use palisade_sandbox::{Driver, ExecRequest, ExitStatus, Native, Options, PoolOptions, Sandbox, Spec, ToolCall};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -25,7 +25,11 @@ impl Rig {
         std::fs::create_dir(&outputs).unwrap();
         let mut spec = Spec::new(workspace, outputs);
         change(&mut spec);
-        let sandbox = Native::new(Options::default()).create(spec).await.unwrap();
+        let sandbox = if std::env::var_os(POOLED).is_some() {
+            waited(spec).await
+        } else {
+            Native::new(Options::default()).create(spec).await.unwrap()
+        };
         Rig { sandbox, home }
     }
 
@@ -67,6 +71,56 @@ impl Rig {
     }
 }
 
+/// A sandbox that had waited for its session.
+async fn waited(spec: Spec) -> Sandbox {
+    let driver = Native::new(Options { pool: PoolOptions::of(1), ..Options::default() });
+    driver.create(spec.clone()).await.unwrap().destroy().await.unwrap();
+    until(|| driver.waiting() == 1).await;
+    let sandbox = driver.create(spec).await.unwrap();
+    assert!(sandbox.report().pooled);
+    driver.close().await;
+    sandbox
+}
+
+/// Waits for something to become true.
+pub(crate) async fn until(true_at_last: impl Fn() -> bool) {
+    for _ in 0..4000 {
+        if true_at_last() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("it did not come true");
+}
+
+/// Control groups that a process has made.
+pub(crate) fn groups(pid: u32) -> Vec<String> {
+    let own = format!("palisade-{pid}-");
+    let mut groups = Vec::new();
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        for group in std::fs::read_dir(hierarchy.path()).into_iter().flatten().flatten() {
+            if group.file_name().to_string_lossy().starts_with(&own) {
+                groups.push(group.path().display().to_string());
+            }
+        }
+    }
+    groups
+}
+
+/// Mounts of the host that sandboxes could have left: on the stage where their cells build, or of what is below `home`.
+pub(crate) fn mounts(home: &Path) -> Vec<String> {
+    let home = home.to_string_lossy();
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let stages = ["/sys", "/sys/root", "/sys/layers", "/sys/top"];
+    let ours = text.lines().filter(|line| {
+        let tmpfs = line.contains(" - tmpfs ") && line.split(' ').nth(4).is_some_and(|at| stages.contains(&at));
+        tmpfs || line.contains(&*home)
+    });
+    ours.map(str::to_owned).collect()
+}
+
+/// Set where sandboxes are to have waited before they are attacked.
+pub(crate) const POOLED: &str = "PALISADE_TEST_POOLED";
 /// Set in the process that [`again`] starts.
 const AGAIN: &str = "PALISADE_TEST_AGAIN";
 

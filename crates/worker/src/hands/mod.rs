@@ -134,6 +134,11 @@ impl Hands {
         self.live.lock().await.as_ref().map(|live| live.sandbox.clone())
     }
 
+    /// What makes the sandboxes.
+    pub(crate) fn driver(&self) -> &'static str {
+        self.plan.driver.name()
+    }
+
     async fn create(&self) -> Result<Live, String> {
         let began = Instant::now();
         let place = self.prepare().await?;

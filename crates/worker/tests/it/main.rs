@@ -6,6 +6,7 @@ mod calls;
 mod checkpoints;
 mod faults;
 mod lease;
+mod perimeter;
 mod queue;
 mod restart;
 mod rig;

@@ -74,7 +74,7 @@ impl Rig {
             reconnect: (ms(5), ms(20)),
             retry: (ms(5), ms(20)),
             send_for: Duration::from_secs(2),
-            heartbeat: (ms(20), ms(50)),
+            heartbeat: (ms(20), ms(300)),
             ..Pace::default()
         };
         let observed = self.observed.clone();

@@ -2,12 +2,11 @@
 
 use std::fs;
 
-use super::mounts::tmpfs;
 use super::{Failed, Step};
 use crate::sys;
 
-/// A minimal `/dev`. The nodes themselves come from the host by bind mounts, as a user namespace cannot make any.
-pub(super) fn make(root: &str, shm_bytes: u64, notes: &mut Vec<String>) -> Result<(), Failed> {
+/// Links and places. The nodes themselves come from the host by bind mounts, as a user namespace cannot make any.
+pub(super) fn make(root: &str) -> Result<(), Failed> {
     let dev = format!("{root}/dev");
     for (link, target) in [
         ("fd", "/proc/self/fd"),
@@ -18,15 +17,17 @@ pub(super) fn make(root: &str, shm_bytes: u64, notes: &mut Vec<String>) -> Resul
     ] {
         std::os::unix::fs::symlink(target, format!("{dev}/{link}")).step("device links", link)?;
     }
-    let shm = format!("{dev}/shm");
-    fs::create_dir_all(&shm).step("shared memory", &shm)?;
-    tmpfs(&shm, &format!("mode=1777,size={shm_bytes},nr_inodes=16384"), libc::MS_NOSUID | libc::MS_NODEV)
-        .step("shared memory", &shm)?;
-    let pts = format!("{dev}/pts");
-    fs::create_dir_all(&pts).step("pseudo-terminals", &pts)?;
+    for place in ["shm", "pts"] {
+        fs::create_dir(format!("{dev}/{place}")).step("devices", place)?;
+    }
+    Ok(())
+}
+
+/// Pseudo-terminals of the sandbox's own.
+pub(super) fn terminals(root: &str, notes: &mut Vec<String>) -> Result<(), Failed> {
     let mounted = sys::mount(
         c"devpts",
-        &sys::path(&pts).step("pseudo-terminals", &pts)?,
+        &sys::path(&format!("{root}/dev/pts")).step("pseudo-terminals", root)?,
         Some(c"devpts"),
         libc::MS_NOSUID | libc::MS_NOEXEC,
         Some(c"newinstance,ptmxmode=0666,mode=620"),

@@ -18,7 +18,9 @@ mod proc;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use palisade_cell::{Claim, Setup};
+use palisade_cell::{Claim, Root, Setup};
+
+use crate::sys;
 
 /// A step that failed.
 #[derive(Debug)]
@@ -48,14 +50,36 @@ pub(crate) struct Built {
     pub(crate) notes: Vec<String>,
 }
 
+/// In a nursery: builds what its sandboxes share, and leaves the host. They are born with copies of these mounts, which they
+/// can neither remove nor make writable.
+pub(crate) fn template(root: &Root, descriptors: Vec<OwnedFd>) -> Result<(), Failed> {
+    // SAFETY: no pointers.
+    let own = sys::check(unsafe { libc::unshare(libc::CLONE_NEWNS) }.into());
+    own.step("mount namespace", "unshare")?;
+    mounts::make_private().step("mount propagation", "/")?;
+    let at = mounts::root(root, descriptors)?;
+    devices::make(at)?;
+    proc::shadow(at)?;
+    mounts::leave_host()?;
+    mounts::seal_root()
+}
+
 /// Builds all that does not depend on the session. `filter` is the program that holds from here on.
 pub(crate) fn build(setup: &Setup, filter: &[u8], descriptors: Vec<OwnedFd>) -> Result<Built, Failed> {
     let mut notes = Vec::new();
-    mounts::make_private().step("mount propagation", "/")?;
-    let at = mounts::root(setup, descriptors)?;
-    devices::make(at, setup.shm_bytes, &mut notes)?;
+    let at = match &setup.root {
+        Some(root) => {
+            mounts::make_private().step("mount propagation", "/")?;
+            let at = mounts::root(root, descriptors)?;
+            devices::make(at)?;
+            at
+        }
+        None => "",
+    };
+    mounts::scratch(at, setup)?;
+    devices::terminals(at, &mut notes)?;
     proc::mount(at)?;
-    let at = if setup.leave_early { mounts::leave_host()? } else { at };
+    let at = if setup.leave_early && !at.is_empty() { mounts::leave_host()? } else { at };
     network::loopback().step("loopback", "lo")?;
     limits::lower(&setup.rlimits).step("resource limits", "setrlimit")?;
     limits::forget_dumps();
@@ -78,7 +102,7 @@ pub(crate) fn claim(mut built: Built, claim: &Claim, filter: &[u8], descriptors:
     }
     mounts::seal_root()?;
     network::hostname(&claim.hostname).step("host name", &claim.hostname)?;
-    mounts::chdir("/workspace").step("working directory", "/workspace")?;
+    mounts::chdir(&claim.workdir).step("working directory", &claim.workdir)?;
     built.landlock.allow(&claim.roots).step("landlock", "add_rule")?;
     privileges::drop_all()?;
     let abi = built.landlock.restrict().step("landlock", "restrict_self")?;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use palisade_cell::{Bind, Claim, Overlay, Setup, Source};
+use palisade_cell::{Bind, Claim, Overlay, Root, Setup, Source};
 
 use super::{Failed, Step};
 use crate::sys::{self, check};
@@ -24,12 +24,12 @@ pub(super) fn make_private() -> io::Result<()> {
     sys::mount(c"none", c"/", None, libc::MS_SLAVE | libc::MS_REC, None)
 }
 
-/// Makes the root and all in it that is the same for everybody; says where.
-pub(super) fn root(setup: &Setup, descriptors: Vec<OwnedFd>) -> Result<&'static str, Failed> {
+/// Makes the root and all in it that sandboxes can share, and says where.
+pub(super) fn root(wanted: &Root, descriptors: Vec<OwnedFd>) -> Result<&'static str, Failed> {
     let mut descriptors = Descriptors(descriptors.into_iter().map(Some).collect());
     // Sources are taken before the stage hides what it covers.
-    let layers = setup.layers.iter().map(|layer| descriptors.open(layer)).collect::<Result<Vec<_>, _>>()?;
-    let binds = open_all(&setup.binds, &mut descriptors)?;
+    let layers = wanted.layers.iter().map(|layer| descriptors.open(layer)).collect::<Result<Vec<_>, _>>()?;
+    let binds = open_all(&wanted.binds, &mut descriptors)?;
     tmpfs(STAGE, "mode=755,size=8m", PRIVATE).step("stage", STAGE)?;
     let empty = layers.is_empty();
     // Under an image's layers this is the uppermost one: it has the places where something will be mounted.
@@ -38,14 +38,15 @@ pub(super) fn root(setup: &Setup, descriptors: Vec<OwnedFd>) -> Result<&'static 
     if empty {
         tmpfs(&at, "mode=755,size=4m", PRIVATE).step("root", &at)?;
     }
-    for place in ["dev", "proc", "tmp", "home/agent", "run", "workspace", "mnt/session/outputs", "mnt/memory"] {
-        fs::create_dir_all(format!("{at}/{place}")).step("places", place)?;
+    for place in ["dev", "proc", "tmp", "home", "home/agent", "run", "workspace", "mnt", "mnt/session", "mnt/memory"] {
+        fs::create_dir(format!("{at}/{place}")).step("places", place)?;
     }
-    for (name, target) in &setup.links {
+    fs::create_dir(format!("{at}/mnt/session/outputs")).step("places", "outputs")?;
+    for (name, target) in &wanted.links {
         make_parent(&format!("{at}{name}")).step("root links", name)?;
         std::os::unix::fs::symlink(target, format!("{at}{name}")).step("root links", name)?;
     }
-    for (name, content) in &setup.files {
+    for (name, content) in &wanted.files {
         make_parent(&format!("{at}{name}")).step("root files", name)?;
         fs::write(format!("{at}{name}"), content).step("root files", name)?;
     }
@@ -56,10 +57,15 @@ pub(super) fn root(setup: &Setup, descriptors: Vec<OwnedFd>) -> Result<&'static 
         overlay(ROOT, &format!("lowerdir={at}:{lower},userxattr")).step("root overlay", ROOT)?;
     }
     tmpfs(&format!("{ROOT}/dev"), "mode=755,size=1m,nr_inodes=64", libc::MS_NOSUID).step("devices", "/dev")?;
-    for (bind, source) in setup.binds.iter().zip(binds) {
+    for (bind, source) in wanted.binds.iter().zip(binds) {
         let Some(source) = source else { continue };
         attach(ROOT, bind, &source).step("bind mount", &bind.target)?;
     }
+    Ok(ROOT)
+}
+
+/// Mounts what is written in a sandbox, and is in memory.
+pub(super) fn scratch(root: &str, setup: &Setup) -> Result<(), Failed> {
     let size = setup.tmp_bytes;
     // Empty files take kernel memory too.
     let inodes = (size >> 12).max(1024);
@@ -67,10 +73,11 @@ pub(super) fn root(setup: &Setup, descriptors: Vec<OwnedFd>) -> Result<&'static 
         ("tmp", format!("mode=1777,size={size},nr_inodes={inodes}")),
         ("home/agent", format!("mode=700,size={size},nr_inodes={inodes}")),
         ("run", "mode=755,size=16m,nr_inodes=4096".to_owned()),
+        ("dev/shm", format!("mode=1777,size={},nr_inodes=16384", setup.shm_bytes)),
     ] {
-        tmpfs(&format!("{ROOT}/{name}"), &options, PRIVATE).step("temporary directories", name)?;
+        tmpfs(&format!("{root}/{name}"), &options, PRIVATE).step("temporary directories", name)?;
     }
-    Ok(ROOT)
+    Ok(())
 }
 
 /// Mounts what belongs to the session.

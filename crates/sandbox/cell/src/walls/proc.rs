@@ -30,10 +30,35 @@ const FILES: &[&str] = &[
 ];
 const DIRECTORIES: &[&str] = &["acpi", "scsi", "asound", "driver", "device-tree", "pressure"];
 
+/// A process file system in which no process is left: the kernel lets a sandbox mount its own only where all of another
+/// can be seen, and this one tells nothing of the host's processes.
+pub(super) fn shadow(root: &str) -> Result<(), Failed> {
+    let at = format!("{root}/proc");
+    let target = sys::path(&at).step("shadow proc", &at)?;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    // It belongs to the process namespace of whoever mounts it, and outlives both.
+    // SAFETY: this process has one thread, and without CLONE_VM the child has its own copy of this memory.
+    let child = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWPID | libc::SIGCHLD, 0, 0, 0, 0) };
+    let child = sys::check(child).step("shadow proc", "clone")?;
+    if child == 0 {
+        let mounted = sys::mount(c"proc", &target, Some(c"proc"), flags, None);
+        let errno = mounted.err().map_or(0, |why| why.raw_os_error().unwrap_or(libc::EIO));
+        // SAFETY: the child ends without running anything that its parent would run at its end.
+        unsafe { libc::_exit(errno) };
+    }
+    let mut status = 0;
+    // SAFETY: the status lives through the call.
+    let waited = unsafe { libc::waitpid(i32::try_from(child).unwrap_or(-1), &raw mut status, 0) };
+    sys::check(waited.into()).step("shadow proc", "wait")?;
+    match libc::WEXITSTATUS(status) {
+        0 if libc::WIFEXITED(status) => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)).step("shadow proc", &at),
+    }
+}
+
 /// A process file system of this namespace only, with what tells of the host masked.
 pub(super) fn mount(root: &str) -> Result<(), Failed> {
     let at = format!("{root}/proc");
-    fs::create_dir_all(&at).step("proc", &at)?;
     let target = sys::path(&at).step("proc", &at)?;
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     sys::mount(c"proc", &target, Some(c"proc"), flags, Some(c"hidepid=invisible"))

@@ -177,6 +177,10 @@ macro_rules! runtime {
                 [
                     the_six_tools_work,
                     commands_have_input_output_and_an_end,
+                    a_terminal_has_a_size,
+                    files_go_in_and_come_back,
+                    a_detached_command_is_listed_and_heard_again,
+                    a_port_inside_is_reached,
                     a_command_gets_what_the_spec_says_and_no_more,
                     what_is_written_is_the_hosts,
                     nobody_has_a_privilege,

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use palisade_sandbox::{Driver, Error, Facility, Process, ProcessOptions, Rootfs, Spec};
+use palisade_sandbox::{Bare, BareOptions, Driver, Error, Facility, Rootfs, Spec};
 
 use super::suite::{Subject, home, until};
 
-fn options() -> ProcessOptions {
-    ProcessOptions { development: true, allow_root: true }
+fn options() -> BareOptions {
+    BareOptions { development: true, allow_root: true }
 }
 
 fn subject() -> Option<Subject> {
     Some(Subject {
-        driver: Arc::new(Process::new(options()).unwrap()),
+        driver: Arc::new(Bare::new(options()).unwrap()),
         rootfs: Rootfs::Host,
         bare: true,
         enforces: &[],
@@ -26,6 +26,10 @@ super::conforms!(
     [
         the_six_tools_work,
         commands_have_input_output_and_an_end,
+        a_terminal_has_a_size,
+        files_go_in_and_come_back,
+        a_detached_command_is_listed_and_heard_again,
+        a_port_inside_is_reached,
         a_command_gets_what_the_spec_says_and_no_more,
         what_is_written_is_the_hosts,
         the_end_leaves_nothing,
@@ -35,19 +39,19 @@ super::conforms!(
 
 #[tokio::test]
 async fn it_is_refused_unless_it_is_wanted() {
-    let refused = Process::new(ProcessOptions::default()).unwrap_err();
+    let refused = Bare::new(BareOptions::default()).unwrap_err();
     assert!(refused.to_string().contains("development only"), "{refused}");
     if rustix::process::geteuid().is_root() {
-        let refused = Process::new(ProcessOptions { allow_root: false, ..options() }).unwrap_err();
+        let refused = Bare::new(BareOptions { allow_root: false, ..options() }).unwrap_err();
         assert!(refused.to_string().contains("root"), "{refused}");
     }
     let (_home, workspace, outputs) = home();
-    let sandbox = Process::new(options()).unwrap().create(Spec::new(&workspace, &outputs)).await.unwrap();
+    let sandbox = Bare::new(options()).unwrap().create(Spec::new(&workspace, &outputs)).await.unwrap();
     assert!(Facility::ALL.iter().all(|facility| !sandbox.report().enforces(*facility)));
     assert!(sandbox.report().notes[0].contains("NO ISOLATION"));
     let mut spec = Spec::new(workspace, outputs);
     spec.require = vec![Facility::Namespaces];
-    let refused = Process::new(options()).unwrap().create(spec).await.unwrap_err();
+    let refused = Bare::new(options()).unwrap().create(spec).await.unwrap_err();
     assert!(matches!(refused, Error::Required { driver: "process", .. }), "{refused}");
 }
 

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the suite runs. Everything else is Bash's own.
-const PROGRAMS: &[&str] =
-    &["bash", "cat", "env", "grep", "head", "id", "kill", "ls", "mkdir", "rm", "sleep", "tail", "touch"];
+const PROGRAMS: &[&str] = &[
+    "bash", "cat", "env", "grep", "head", "id", "kill", "ls", "mkdir", "perl", "rm", "sleep", "stty", "tail", "touch",
+];
 
 /// Builds it in a directory.
 pub(crate) fn build(at: &Path) {

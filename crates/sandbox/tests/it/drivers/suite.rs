@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_sandbox::{
-    Driver, Error, ExecRequest, ExitStatus, Facility, MemoryMount, Output, Rootfs, Sandbox, Spec, Status, ToolCall,
+    Driver, Error, Exec, ExecRequest, ExitStatus, Facility, MemoryMount, Output, Rootfs, Sandbox, Size, Spec, Status,
+    ToolCall, archive,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// A driver under test.
 pub(crate) struct Subject {
@@ -163,6 +165,123 @@ pub(crate) async fn commands_have_input_output_and_an_end(subject: Subject) {
     assert!(place.sandbox.exec(late).await.unwrap().wait().await.unwrap().0.timed_out);
     let missing = place.sandbox.exec(argv(&["/no/such/program"])).await.unwrap().wait().await;
     assert!(matches!(missing, Err(Error::Exec(_))), "{missing:?}");
+}
+
+/// Reads until `wanted` has been said.
+async fn hear(exec: &mut Exec, wanted: &str) -> String {
+    let mut said = String::new();
+    while !said.contains(wanted) {
+        match exec.next().await.unwrap() {
+            Some(Output::Stdout(bytes) | Output::Stderr(bytes)) => said.push_str(&String::from_utf8_lossy(&bytes)),
+            other => panic!("{other:?} after {said}"),
+        }
+    }
+    said
+}
+
+pub(crate) async fn a_terminal_has_a_size(subject: Subject) {
+    let place = subject.place().await;
+    let tty = Some(Size { rows: 31, cols: 97 });
+    let words = argv(&["/bin/bash", "--norc", "-i"]);
+    let mut exec = place.sandbox.exec(ExecRequest { tty, ..words }).await.unwrap();
+    exec.write(b"stty size\n").await.unwrap();
+    hear(&mut exec, "31 97").await;
+    exec.resize(Size { rows: 50, cols: 120 }).await.unwrap();
+    exec.write(b"stty size\n").await.unwrap();
+    hear(&mut exec, "50 120").await;
+    // The character that interrupts reaches the job in the foreground and nothing else.
+    exec.write(b"cat\n").await.unwrap();
+    hear(&mut exec, "cat\r\n").await;
+    exec.write(b"back\n").await.unwrap();
+    hear(&mut exec, "back\r\nback").await;
+    exec.write(b"\x03").await.unwrap();
+    exec.write(b"echo after $?\n").await.unwrap();
+    hear(&mut exec, "after 130").await;
+    exec.write(b"exit 7\n").await.unwrap();
+    assert_eq!(exec.wait().await.unwrap().0.code, Some(7));
+}
+
+pub(crate) async fn files_go_in_and_come_back(subject: Subject) {
+    let place = subject.place().await;
+    let from = tempfile::tempdir().unwrap();
+    let tree = from.path().join("tree");
+    fs::create_dir_all(tree.join("deep")).unwrap();
+    fs::write(tree.join("deep/file"), vec![7; 300_000]).unwrap();
+    std::os::unix::fs::symlink("deep/file", tree.join("link")).unwrap();
+    let mut packed = Vec::new();
+    archive::pack(&tree, &mut packed).unwrap();
+    // Relative paths begin in the workspace.
+    let exec = place.sandbox.copy_in(".").await.unwrap();
+    exec.write(&packed).await.unwrap();
+    exec.close_stdin().await.unwrap();
+    let (status, _, said) = exec.wait().await.unwrap();
+    assert_eq!(status.code, Some(0), "{}", String::from_utf8_lossy(&said));
+    assert_eq!(fs::read(place.workspace().join("tree/link")).unwrap(), vec![7; 300_000]);
+    let mut exec = place.sandbox.copy_out("tree").await.unwrap();
+    let mut back = Vec::new();
+    while let Some(output) = exec.next().await.unwrap() {
+        let Output::Stdout(bytes) = output else { panic!("{output:?}") };
+        back.extend(bytes);
+    }
+    assert_eq!(exec.status().unwrap().code, Some(0));
+    let to = tempfile::tempdir().unwrap();
+    archive::unpack(&back[..], to.path()).unwrap();
+    assert_eq!(fs::read(to.path().join("tree/deep/file")).unwrap(), vec![7; 300_000]);
+    assert_eq!(fs::read_link(to.path().join("tree/link")).unwrap(), Path::new("deep/file"));
+}
+
+pub(crate) async fn a_detached_command_is_listed_and_heard_again(subject: Subject) {
+    let place = subject.place().await;
+    let words = argv(&["/bin/bash", "-c", "echo one; read x; echo got $x; exit 7"]);
+    let wanted = ExecRequest { detach: true, stdin: true, label: "build".into(), ..words };
+    let mut exec = place.sandbox.exec(wanted).await.unwrap();
+    hear(&mut exec, "one\n").await;
+    let (process, offset) = (exec.process(), exec.offset());
+    drop(exec);
+    // A process that belongs to nobody, and one of the host that is none of the sandbox's.
+    place.bash("(sleep 1234 &) ; true").await;
+    let mut other = std::process::Command::new("/bin/sleep").arg("4321").spawn().unwrap();
+    let listed = place.sandbox.processes().await.unwrap();
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let found = listed.iter().find(|listed| listed.id == Some(process)).unwrap();
+    assert!(found.detached && found.label == "build" && found.pid > 1 && found.end.is_none(), "{found:?}");
+    assert!(found.argv[0] == "/bin/bash" && !found.state.is_empty(), "{found:?}");
+    let sleeps = |time: &str| listed.iter().any(|listed| listed.argv.last().is_some_and(|word| word == time));
+    assert!(sleeps("1234") && !sleeps("4321"), "{listed:?}");
+    let mut again = place.sandbox.attach(process, Some(offset), true).await.unwrap();
+    again.write(b"word\n").await.unwrap();
+    assert_eq!(hear(&mut again, "got word\n").await, "got word\n");
+    assert_eq!(again.wait().await.unwrap().0.code, Some(7));
+    let (status, out, _) = place.sandbox.attach(process, None, false).await.unwrap().wait().await.unwrap();
+    assert_eq!((status.code, out.as_slice()), (Some(7), &b"one\ngot word\n"[..]));
+}
+
+pub(crate) async fn a_port_inside_is_reached(subject: Subject) {
+    let place = subject.place().await;
+    // Perl's own words, as there may be no modules.
+    let server = "socket(S, 2, 1, 0) or die; bind(S, pack('S n N x8', 2, 0, 0x7f000001)) or die; listen(S, 9) or die; \
+                  my (undef, $port) = unpack('S n', getsockname(S)); $| = 1; print \"port $port\\n\"; \
+                  accept(C, S) or die; close S; my $n = 0; while (sysread(C, my $b, 65536)) { $n += length $b } \
+                  syswrite(C, \"got $n\\n\"); close C; <STDIN>";
+    let words = argv(&["perl", "-e", server]);
+    let mut server = place.sandbox.exec(ExecRequest { stdin: true, ..words }).await.unwrap();
+    let said = hear(&mut server, "\n").await;
+    let port = said.trim().strip_prefix("port ").and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("{said}"));
+    let (mut ours, theirs) = tokio::io::duplex(1 << 16);
+    let relay = place.sandbox.connect(port).await.unwrap().relay(theirs);
+    let talk = async move {
+        ours.write_all(&vec![b'x'; 500_000]).await.unwrap();
+        ours.shutdown().await.unwrap();
+        let mut said = String::new();
+        ours.read_to_string(&mut said).await.unwrap();
+        said
+    };
+    let (relayed, said) = tokio::join!(relay, talk);
+    relayed.unwrap();
+    assert_eq!(said, "got 500000\n");
+    let refused = place.sandbox.connect(port).await;
+    assert!(matches!(&refused, Err(Error::Connect { reason, .. }) if reason.contains("refused")), "{refused:?}");
 }
 
 pub(crate) async fn a_command_gets_what_the_spec_says_and_no_more(subject: Subject) {

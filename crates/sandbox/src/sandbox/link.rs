@@ -1,0 +1,200 @@
+//! The conversation with a cell: who waits for which answer.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use palisade_cell::{
+    End, INPUT_WINDOW, LEAST_CHARGE, OUTPUT_WINDOW, Process, Reply, Request, check_length, decode, encode,
+};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::{Sink, Source};
+use crate::Error;
+
+/// What is read of a cell's words at a time.
+const HEARD: usize = 64 << 10;
+/// Frames of output that one window allows, and the end.
+pub(super) const FRAMES: usize = (OUTPUT_WINDOW / LEAST_CHARGE) as usize + 1;
+
+/// What a tool said.
+pub(super) struct Said {
+    pub(super) content: Vec<Value>,
+    pub(super) is_error: bool,
+    pub(super) cpu_us: Option<u64>,
+}
+
+/// What a stream brings.
+pub(super) enum Heard {
+    Output { offset: u64, stderr: bool, bytes: Vec<u8> },
+    Exit(End),
+    Failed(String),
+}
+
+/// Who waits.
+pub(super) enum Waiting {
+    Tool(oneshot::Sender<Said>),
+    Processes(oneshot::Sender<Vec<Process>>),
+    Stream(mpsc::Sender<Heard>, Arc<Semaphore>),
+}
+
+/// The sending half. A sender that gives up midway leaves its frame's rest here, so that the next one finishes it.
+pub(super) struct Writer {
+    pub(super) half: Sink,
+    frame: Vec<u8>,
+    sent: usize,
+}
+
+impl Writer {
+    async fn flush(&mut self) -> io::Result<()> {
+        while self.sent < self.frame.len() {
+            let sent = self.half.write(&self.frame[self.sent..]).await?;
+            if sent == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.sent += sent;
+        }
+        self.frame = Vec::new();
+        self.sent = 0;
+        Ok(())
+    }
+}
+
+/// Everybody who waits; none once the conversation is over.
+#[derive(Clone)]
+pub(super) struct Table(Arc<Mutex<Option<HashMap<u64, Waiting>>>>);
+
+impl Table {
+    pub(super) fn new() -> Table {
+        Table(Arc::new(Mutex::new(Some(HashMap::new()))))
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut HashMap<u64, Waiting>) -> T) -> Option<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
+    }
+
+    pub(super) fn insert(&self, id: u64, waiting: Waiting) -> Result<(), Error> {
+        self.with(|table| table.insert(id, waiting)).map(drop).ok_or(Error::Ended)
+    }
+
+    /// Nobody may wait for an answer that cannot come.
+    pub(super) fn close(&self) {
+        let left = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for waiting in left.into_iter().flat_map(HashMap::into_values) {
+            if let Waiting::Stream(_, input) = waiting {
+                input.close();
+            }
+        }
+    }
+}
+
+/// What is shared by all who speak with one cell.
+pub(super) struct Link {
+    pub(super) writer: tokio::sync::Mutex<Writer>,
+    pub(super) waiting: Table,
+    next: AtomicU64,
+    /// Wishes of those who cannot wait: calls that were dropped.
+    cancels: mpsc::Sender<u64>,
+}
+
+impl Link {
+    pub(super) fn new(writer: Sink, waiting: Table, cancels: mpsc::Sender<u64>) -> Link {
+        let writer = tokio::sync::Mutex::new(Writer { half: writer, frame: Vec::new(), sent: 0 });
+        Link { writer, waiting, next: AtomicU64::new(1), cancels }
+    }
+
+    /// A number that nobody has.
+    pub(super) fn id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn forget(&self, id: u64) -> bool {
+        self.waiting.with(|table| table.remove(&id).is_some()).unwrap_or(false)
+    }
+
+    /// Gives up what has this number, unless it is over.
+    pub(super) fn cancel(&self, id: u64) {
+        if self.forget(id) {
+            // A full channel means that the sandbox is being torn down or is beyond help; either way it ends soon.
+            let _ = self.cancels.try_send(id);
+        }
+    }
+
+    pub(super) async fn send(&self, request: &Request, raw: &[u8]) -> Result<(), Error> {
+        let frame = encode(request, raw).map_err(Error::Protocol)?;
+        let mut writer = self.writer.lock().await;
+        writer.flush().await.map_err(|_| Error::Ended)?;
+        writer.frame = frame;
+        writer.flush().await.map_err(|_| Error::Ended)
+    }
+}
+
+/// Gives a call up when it is dropped before it was answered.
+pub(super) struct Guard<'a> {
+    pub(super) link: &'a Link,
+    pub(super) id: u64,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        // One that was answered is not waited for any more.
+        self.link.cancel(self.id);
+    }
+}
+
+/// Hears the cell until it falls silent or talks nonsense.
+pub(super) async fn listen(reader: Source, waiting: &Table) -> io::Result<()> {
+    let mut reader = BufReader::with_capacity(HEARD, reader);
+    loop {
+        let mut length = [0; 4];
+        reader.read_exact(&mut length).await?;
+        let mut frame = vec![0; check_length(length)?];
+        reader.read_exact(&mut frame).await?;
+        let (reply, raw) = decode::<Reply>(&frame)?;
+        match waiting.with(|table| tell(table, reply, raw)) {
+            Some(told) => told?,
+            None => return Ok(()),
+        }
+    }
+}
+
+fn tell(table: &mut HashMap<u64, Waiting>, reply: Reply, raw: &[u8]) -> io::Result<()> {
+    let stream = |table: &mut HashMap<u64, Waiting>, id, heard| {
+        if let Some(Waiting::Stream(sender, input)) = table.remove(&id) {
+            input.close();
+            let _ = sender.try_send(heard);
+        }
+    };
+    match reply {
+        Reply::Tool { id, content, is_error, cpu_us } => {
+            if let Some(Waiting::Tool(sender)) = table.remove(&id) {
+                let _ = sender.send(Said { content, is_error, cpu_us });
+            }
+        }
+        Reply::Processes { id, processes } => {
+            if let Some(Waiting::Processes(sender)) = table.remove(&id) {
+                let _ = sender.send(processes);
+            }
+        }
+        Reply::Exit { id, end } => stream(table, id, Heard::Exit(end)),
+        Reply::ExecFailed { id, message } => stream(table, id, Heard::Failed(message)),
+        Reply::Output { id, stderr, offset } => {
+            if let Some(Waiting::Stream(sender, _)) = table.get(&id) {
+                let heard = Heard::Output { offset, stderr, bytes: raw.to_vec() };
+                if let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(heard) {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "more output than its window allows"));
+                }
+            }
+        }
+        Reply::Taken { id, bytes } => {
+            if let Some(Waiting::Stream(_, input)) = table.get(&id) {
+                let room = (INPUT_WINDOW as usize).saturating_sub(input.available_permits());
+                input.add_permits(usize::try_from(bytes).unwrap_or(room).min(room));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,368 @@
+//! A sandbox that is up: its tools, its commands and its files.
+
+mod exec;
+mod link;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use palisade_cell::{Process, Request, Wanted};
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+pub use exec::{CommandUsage, Connection, Exec, ExecRequest, ExitStatus, Input, Output};
+
+use crate::{Error, Report, Usage};
+use link::{Guard, Link, Table, Waiting, listen};
+
+/// A call's own limit is kept inside; the worker waits this much longer before it takes the sandbox for dead.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A call of one of the six tools.
+#[derive(Debug, Clone)]
+pub struct ToolCall {
+    /// `bash`, `read`, `write`, `edit`, `glob` or `grep`.
+    pub name: String,
+    /// Its input.
+    pub input: Value,
+    /// The most time it may take.
+    pub timeout: Duration,
+}
+
+/// A tool's result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolOutput {
+    /// Blocks of content, as the API has them.
+    pub content: Vec<Value>,
+    /// Whether it failed.
+    pub is_error: bool,
+    /// What it has used.
+    pub usage: ToolUsage,
+}
+
+/// What a call has used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ToolUsage {
+    /// From the call to its result.
+    pub wall: Duration,
+    /// Processor time of the shell and of the commands that it waited for, in the kernel's steps of 10 ms. None for calls
+    /// shorter than such a step, and for file tools.
+    pub cpu: Option<Duration>,
+}
+
+/// Where a cell is heard.
+pub(crate) type Source = Box<dyn AsyncRead + Send + Unpin>;
+/// Where a cell hears.
+pub(crate) type Sink = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// What a driver holds of a sandbox from outside. Dropping it ends the sandbox.
+#[async_trait]
+pub(crate) trait Body: fmt::Debug + Send + Sync {
+    /// The host's number of the sandbox's first process, where the host can see it.
+    fn pid(&self) -> Option<i32>;
+
+    /// Stops every process; when this returns, none of them runs.
+    async fn freeze(&self) -> Result<(), Error>;
+
+    /// Lets them go on.
+    async fn thaw(&self) -> Result<(), Error>;
+
+    /// What all of them have used so far.
+    async fn usage(&self) -> Result<Usage, Error>;
+
+    /// Ends everything and waits until nothing is left, frozen or not.
+    async fn end(self: Box<Self>) -> Result<(), Error>;
+}
+
+/// A sandbox. Dropping it ends everything in it.
+pub struct Sandbox {
+    link: Arc<Link>,
+    tasks: [JoinHandle<()>; 2],
+    body: Option<Box<dyn Body>>,
+    report: Report,
+}
+
+impl fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sandbox").field("body", &self.body).finish_non_exhaustive()
+    }
+}
+
+impl Sandbox {
+    /// A sandbox whose cell has said that it is up.
+    pub(crate) fn new(body: Box<dyn Body>, reader: Source, writer: Sink, report: Report) -> Sandbox {
+        let waiting = Table::new();
+        let (cancels, mut wishes) = mpsc::channel(256);
+        let link = Arc::new(Link::new(writer, waiting.clone(), cancels));
+        let listener = tokio::spawn(async move {
+            // However it ends, nobody may wait for an answer that cannot come.
+            let _ = listen(reader, &waiting).await;
+            waiting.close();
+        });
+        let canceller = {
+            let link = Arc::downgrade(&link);
+            tokio::spawn(async move {
+                while let Some(id) = wishes.recv().await {
+                    let Some(link) = link.upgrade() else { return };
+                    if link.send(&Request::Cancel { id }, &[]).await.is_err() {
+                        return;
+                    }
+                }
+            })
+        };
+        Sandbox { link, tasks: [listener, canceller], body: Some(body), report }
+    }
+
+    /// What keeps it in.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// The process id of its first process on the host, where the host can see it.
+    pub fn pid(&self) -> Option<i32> {
+        self.body.as_ref().and_then(|body| body.pid())
+    }
+
+    /// Stops every process of the sandbox; when this returns, none of them runs. Calls wait until [`Sandbox::thaw`].
+    ///
+    /// # Errors
+    /// When the driver cannot do it here; then all of them run.
+    pub async fn freeze(&self) -> Result<(), Error> {
+        self.body()?.freeze().await
+    }
+
+    /// Lets the processes go on.
+    ///
+    /// # Errors
+    /// When the driver cannot do it.
+    pub async fn thaw(&self) -> Result<(), Error> {
+        self.body()?.thaw().await
+    }
+
+    /// What all processes of the sandbox have used so far.
+    ///
+    /// # Errors
+    /// When the driver cannot say.
+    pub async fn usage(&self) -> Result<Usage, Error> {
+        self.body()?.usage().await
+    }
+
+    fn body(&self) -> Result<&dyn Body, Error> {
+        self.body.as_deref().ok_or(Error::Ended)
+    }
+
+    /// Runs a tool. Dropping the future gives the call up: a running command is killed with all that it started.
+    ///
+    /// # Errors
+    /// When the sandbox has ended. What goes wrong inside a tool is its result.
+    pub async fn tool(&self, call: ToolCall) -> Result<ToolOutput, Error> {
+        let began = Instant::now();
+        let id = self.link.id();
+        let (sender, answer) = oneshot::channel();
+        self.link.waiting.insert(id, Waiting::Tool(sender))?;
+        let _guard = Guard { link: &self.link, id };
+        let timeout_ms = u64::try_from(call.timeout.as_millis()).unwrap_or(u64::MAX);
+        self.link.send(&Request::Tool { id, name: call.name, input: call.input, timeout_ms }, &[]).await?;
+        let said = tokio::time::timeout(call.timeout.saturating_add(GRACE), answer).await;
+        let said = said.map_err(|_| Error::Timeout(call.timeout.as_secs()))?.map_err(|_| Error::Ended)?;
+        let usage = ToolUsage { wall: began.elapsed(), cpu: said.cpu_us.map(Duration::from_micros) };
+        Ok(ToolOutput { content: said.content, is_error: said.is_error, usage })
+    }
+
+    /// Starts a command.
+    ///
+    /// # Errors
+    /// When the sandbox has ended. A program that cannot be started is told by [`Exec::next`].
+    pub async fn exec(&self, request: ExecRequest) -> Result<Exec, Error> {
+        let timeout_ms = request.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis().max(1)).unwrap_or(0));
+        self.start(Wanted {
+            id: self.link.id(),
+            argv: request.argv,
+            own: false,
+            env: request.env,
+            cwd: request.cwd.unwrap_or_default(),
+            stdin: request.stdin,
+            tty: request.tty,
+            detach: request.detach,
+            label: request.label,
+            uid: request.uid,
+            timeout_ms,
+            output_bytes: request.output_limit.map_or(0, |limit| limit.max(1)),
+        })
+        .await
+    }
+
+    async fn start(&self, wanted: Wanted) -> Result<Exec, Error> {
+        let exec = Exec::expect(&self.link, wanted.id, wanted.id, 0)?;
+        self.link.send(&Request::Exec(Box::new(wanted)), &[]).await?;
+        Ok(exec)
+    }
+
+    /// Listens to a command that somebody has started, from the byte at `from` on, or from the first that is kept. With
+    /// `hold` the command waits for this listener; without, a listener that does not keep up loses output and is told so.
+    ///
+    /// # Errors
+    /// When the sandbox has ended. That there is no such command is told by [`Exec::next`].
+    pub async fn attach(&self, process: u64, from: Option<u64>, hold: bool) -> Result<Exec, Error> {
+        let id = self.link.id();
+        let exec = Exec::expect(&self.link, id, process, from.unwrap_or(0))?;
+        self.link.send(&Request::Attach { id, process, from, hold }, &[]).await?;
+        Ok(exec)
+    }
+
+    /// Which processes there are: commands first, those that are detached and have ended included.
+    ///
+    /// # Errors
+    /// When the sandbox has ended or does not answer.
+    pub async fn processes(&self) -> Result<Vec<Process>, Error> {
+        let id = self.link.id();
+        let (sender, answer) = oneshot::channel();
+        self.link.waiting.insert(id, Waiting::Processes(sender))?;
+        let _guard = Guard { link: &self.link, id };
+        self.link.send(&Request::Processes { id }, &[]).await?;
+        let answer = tokio::time::timeout(GRACE, answer).await.map_err(|_| Error::Timeout(GRACE.as_secs()))?;
+        answer.map_err(|_| Error::Ended)
+    }
+
+    /// Sends a signal to a command's process group, and to the one in the foreground of its terminal. Without effect when
+    /// the command has ended.
+    ///
+    /// # Errors
+    /// When the sandbox has ended.
+    pub async fn signal(&self, process: u64, signal: i32) -> Result<(), Error> {
+        self.link.send(&Request::Signal { id: process, signal }, &[]).await
+    }
+
+    /// Connects to a TCP port of the sandbox's own loopback device.
+    ///
+    /// # Errors
+    /// When nobody listens there, or the sandbox has ended.
+    pub async fn connect(&self, port: u16) -> Result<Connection, Error> {
+        let id = self.link.id();
+        let mut exec = Exec::expect(&self.link, id, id, 0)?;
+        self.link.send(&Request::Connect { id, port }, &[]).await?;
+        let made = tokio::time::timeout(GRACE, exec.next()).await.map_err(|_| Error::Timeout(GRACE.as_secs()))?;
+        match made {
+            Ok(_) => Ok(Connection(exec)),
+            Err(Error::Exec(reason)) => Err(Error::Connect { port, reason }),
+            Err(why) => Err(why),
+        }
+    }
+
+    /// Unpacks a tar stream, the command's input, at a path of the sandbox: inside it when it is a directory, else under its
+    /// last name. The cell's program does it, under the sandbox's own user; what it cannot do is on standard error.
+    ///
+    /// # Errors
+    /// When the sandbox has ended.
+    pub async fn copy_in(&self, path: &str) -> Result<Exec, Error> {
+        self.copy("unpack", path, true).await
+    }
+
+    /// Packs what is at a path of the sandbox into a tar stream, the command's standard output.
+    ///
+    /// # Errors
+    /// When the sandbox has ended.
+    pub async fn copy_out(&self, path: &str) -> Result<Exec, Error> {
+        self.copy("pack", path, false).await
+    }
+
+    async fn copy(&self, word: &str, path: &str, stdin: bool) -> Result<Exec, Error> {
+        let argv = vec!["palisade-copy".to_owned(), word.to_owned(), path.to_owned()];
+        let label = format!("{word} {path}");
+        self.start(Wanted { id: self.link.id(), argv, own: true, stdin, label, ..Wanted::default() }).await
+    }
+
+    /// Ends the sandbox and everything in it, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When an engine whose help is needed cannot be reached or refuses.
+    pub async fn destroy(mut self) -> Result<(), Error> {
+        self.hang_up();
+        match self.body.take() {
+            Some(body) => body.end().await,
+            None => Ok(()),
+        }
+    }
+
+    fn hang_up(&self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.link.waiting.close();
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.hang_up();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use palisade_cell::{Reply, encode};
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::sync::Semaphore;
+
+    use super::link::FRAMES;
+    use super::*;
+    use crate::{Driver, Native, Options, Spec};
+
+    fn call() -> ToolCall {
+        let input = serde_json::json!({"command": "echo hi"});
+        ToolCall { name: "bash".to_owned(), input, timeout: Duration::from_secs(10) }
+    }
+
+    #[tokio::test]
+    async fn a_malformed_frame_ends_the_cell() {
+        for frame in [&[0u8; 8][..], &[0xff; 16], &[8, 0, 0, 0, 9, 0, 0, 0, 1, 2, 3, 4], b"\x08\0\0\0\x04\0\0\0null"] {
+            let home = tempfile::tempdir().unwrap();
+            std::fs::create_dir(home.path().join("outputs")).unwrap();
+            let spec = Spec::new(home.path(), home.path().join("outputs"));
+            let sandbox = Native::new(Options::default()).create(spec).await.unwrap();
+            assert_eq!(sandbox.tool(call()).await.unwrap().content[0]["text"], "hi");
+            sandbox.link.writer.lock().await.half.write_all(frame).await.unwrap();
+            let after = sandbox.tool(call()).await;
+            assert!(matches!(after, Err(Error::Ended)), "{after:?}");
+            sandbox.destroy().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cell_that_talks_nonsense_is_not_listened_to() {
+        let output = |raw: &[u8]| encode(&Reply::Output { id: 1, stderr: false, offset: 0 }, raw).unwrap();
+        let header = |text: &str| {
+            let mut frame = (u32::try_from(text.len()).unwrap() + 4).to_le_bytes().to_vec();
+            frame.extend(u32::try_from(text.len()).unwrap().to_le_bytes());
+            frame.extend(text.as_bytes());
+            frame
+        };
+        for said in [
+            vec![0; 64],
+            vec![0xff; 64],
+            header("{}"),
+            header("nonsense"),
+            header(r#"{"op":"exit","id":"one"}"#),
+            header(&format!(r#"{{"op":"tool","id":2,"is_error":false,"content":{}"#, "[".repeat(200))),
+            // More than the window allows.
+            output(b"x").repeat(FRAMES + 1),
+        ] {
+            let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+            let (reader, _writer) = ours.into_split();
+            let (sender, _heard) = mpsc::channel(FRAMES);
+            let input = Arc::new(Semaphore::new(0));
+            let table = Table::new();
+            table.insert(1, Waiting::Stream(sender, input)).unwrap();
+            let (_, mut theirs) = theirs.into_split();
+            let speak = async move { theirs.write_all(&said).await };
+            let (heard, _) = tokio::join!(listen(Box::new(reader), &table), speak);
+            assert_eq!(heard.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Tests that need the machine to themselves.
+
+mod crash;
+mod density;

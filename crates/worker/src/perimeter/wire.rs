@@ -1,0 +1,165 @@
+//! The bodies of requests and responses.
+
+use palisade_sandbox::{ExitStatus, Size, Usage};
+use serde::{Deserialize, Serialize};
+
+/// A session that the worker serves.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SessionBody {
+    /// The session's id.
+    pub id: String,
+    /// What makes its sandbox.
+    pub driver: String,
+    /// For how long the worker has served it, in milliseconds.
+    pub served_ms: u64,
+    /// Whether its sandbox is up.
+    pub sandbox: bool,
+    /// Processor time of all its processes, in milliseconds, where it is known.
+    pub cpu_ms: Option<u64>,
+    /// Memory now, in bytes, where it is known.
+    pub memory_bytes: Option<u64>,
+    /// The most memory at a time, in bytes, where it is known.
+    pub memory_peak_bytes: Option<u64>,
+    /// Processes and threads now, where it is known.
+    pub processes: Option<u64>,
+}
+
+impl SessionBody {
+    pub(crate) fn measured(mut self, usage: &Usage) -> SessionBody {
+        self.cpu_ms = usage.cpu.map(|cpu| u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX));
+        self.memory_bytes = usage.memory_bytes;
+        self.memory_peak_bytes = usage.memory_peak_bytes;
+        self.processes = usage.processes;
+        self
+    }
+}
+
+/// A terminal's size, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+impl From<TerminalSize> for Size {
+    fn from(size: TerminalSize) -> Size {
+        Size { rows: size.rows, cols: size.cols }
+    }
+}
+
+/// A command to run.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecBody {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Variables on top of the sandbox's own.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
+    /// The working directory; `/workspace` unless told.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// Whether it gets input.
+    #[serde(default)]
+    pub stdin: bool,
+    /// A terminal for it.
+    #[serde(default)]
+    pub tty: Option<TerminalSize>,
+    /// Whether it goes on when the connection ends.
+    #[serde(default)]
+    pub detach: bool,
+    /// What people call it.
+    #[serde(default)]
+    pub label: String,
+    /// The user that it is to run as; only the sandbox's own is possible.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// The most time it may take, in milliseconds.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// The most that it may write, in bytes.
+    #[serde(default)]
+    pub output_limit: Option<u64>,
+    /// Whether a sandbox is started when the session has none.
+    #[serde(default)]
+    pub start: bool,
+}
+
+/// Whom to listen to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AttachBody {
+    pub(crate) process: u64,
+    #[serde(default)]
+    pub(crate) from: Option<u64>,
+    /// Whether the command waits for this listener.
+    #[serde(default)]
+    pub(crate) hold: bool,
+}
+
+/// What a connection to a port is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// A port of this machine that leads there.
+    Forward,
+    /// A page for a browser; only where the worker allows it.
+    Preview,
+}
+
+/// Where to connect to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectBody {
+    /// The port of the sandbox's loopback device.
+    pub port: u16,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// A signal for a command.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignalBody {
+    /// The command.
+    pub process: u64,
+    /// The signal's number.
+    pub signal: i32,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitBody {
+    /// Its exit status, unless a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Whether its time had run out.
+    pub timed_out: bool,
+    /// Whether it had written more than it was allowed to.
+    pub output_exceeded: bool,
+    /// From its start to its end, in microseconds.
+    pub wall_us: u64,
+    /// Processor time, in microseconds.
+    pub cpu_us: u64,
+    /// The most memory that one process held, in KiB.
+    pub max_rss_kib: u64,
+}
+
+impl From<ExitStatus> for ExitBody {
+    fn from(status: ExitStatus) -> ExitBody {
+        let us = |time: std::time::Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        ExitBody {
+            code: status.code,
+            signal: status.signal,
+            timed_out: status.timed_out,
+            output_exceeded: status.output_exceeded,
+            wall_us: us(status.usage.wall),
+            cpu_us: us(status.usage.user + status.usage.system),
+            max_rss_kib: status.usage.max_rss_kib,
+        }
+    }
+}
