@@ -74,7 +74,7 @@ pub(crate) fn layout() -> &'static Layout {
         delegate(&find(&mounts, &own));
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut layout = find(&mounts, &own);
-        sweep(&layout);
+        sweep(&layout, true);
         for place in layout.places() {
             if place.as_ref().is_some_and(|place| !usable(&place.directory)) {
                 *place = None;
@@ -137,16 +137,22 @@ fn delegation<'a>(missing: &[&'a str], available: &str, members: &str, own: u32)
     (!enable.is_empty()).then_some(Delegation { leave, enable })
 }
 
+/// Removes the groups of workers that have ended since this one looked last, frozen ones too.
+pub(crate) fn sweep_again() {
+    sweep(layout(), false);
+}
+
 /// Removes the groups of workers that ended without doing so themselves. What still runs in them is killed first: it
-/// belongs to nobody.
-fn sweep(layout: &Layout) {
+/// belongs to nobody. `first` says that this worker has made no group yet, so that what has its number is a predecessor's:
+/// in a container that is started again every worker has the same.
+fn sweep(layout: &Layout, first: bool) {
     let mut layout = layout.clone();
     let unified = layout.unified.take();
     let places = layout.places().map(|place| place.take().map(|place| place.directory));
     for place in places.into_iter().flatten().chain(unified) {
         for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
             let owner = entry.file_name().to_str().and_then(owner);
-            if owner.is_some_and(is_gone) {
+            if owner.is_some_and(|pid| is_gone(pid, first)) {
                 clear(&entry.path());
             }
         }
@@ -158,10 +164,9 @@ fn owner(name: &str) -> Option<u32> {
     name.strip_prefix("palisade-")?.split_once('-')?.0.parse().ok()
 }
 
-/// Whether the worker of this number has ended. This one has made no group yet, so what has its number is a
-/// predecessor's: in a container that is started again every worker has the same.
-fn is_gone(pid: u32) -> bool {
-    pid == std::process::id() || fs::symlink_metadata(format!("/proc/{pid}")).is_err()
+/// Whether the worker of this number has ended; `own` is the answer for this one.
+fn is_gone(pid: u32, own: bool) -> bool {
+    if pid == std::process::id() { own } else { fs::symlink_metadata(format!("/proc/{pid}")).is_err() }
 }
 
 /// Ends what is in a group and removes it.
@@ -547,7 +552,9 @@ mod tests {
     fn groups_tell_whose_they_are() {
         assert_eq!(owner("palisade-17-3"), Some(17));
         assert_eq!([owner("palisade-worker"), owner("palisade--1"), owner("user.slice")], [None; 3]);
-        assert!(is_gone(std::process::id()) && is_gone(u32::MAX) && !is_gone(1));
+        assert!(is_gone(std::process::id(), true) && is_gone(u32::MAX, false) && !is_gone(1, true));
+        // Later, what has it is alive.
+        assert!(!is_gone(std::process::id(), false));
     }
 
     #[test]

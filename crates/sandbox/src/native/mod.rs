@@ -24,7 +24,7 @@ use crate::{
 };
 use stock::{Stock, Taken};
 
-pub(crate) use cgroup::{Cgroups, layout as cgroups};
+pub(crate) use cgroup::{Cgroups, layout as cgroups, sweep_again};
 pub(crate) use identity::{INSIDE, Identity, RANGE, give, is_root};
 pub(crate) use idmap::Idmap;
 pub(crate) use launch::failed;

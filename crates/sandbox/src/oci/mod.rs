@@ -71,8 +71,7 @@ impl Oci {
         }
         // Asked before anything is made.
         Runtime::find(&options.runtime, options.arguments.clone(), PathBuf::new())?;
-        // Groups of processes that are gone, frozen ones too.
-        native::cgroups();
+        native::sweep_again();
         let base = options.scratch.unwrap_or_else(scratch::base);
         let scratch = Scratch::open(&base, "oci", sweep)?;
         let state = scratch.path().join("state");
