@@ -190,8 +190,8 @@ pub(crate) async fn a_terminal_has_a_size(subject: Subject) {
     exec.write(b"stty size\n").await.unwrap();
     hear(&mut exec, "50 120").await;
     // The character that interrupts reaches the job in the foreground and nothing else.
-    exec.write(b"echo up; sleep 1000\n").await.unwrap();
-    hear(&mut exec, "\nup\r\n").await;
+    exec.write(b"bash -c 'echo up; sleep 1000'\n").await.unwrap();
+    hear(&mut exec, "up\r\n").await;
     exec.write(b"\x03").await.unwrap();
     exec.write(b"echo after $?\n").await.unwrap();
     hear(&mut exec, "after 130").await;
