@@ -4,11 +4,11 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use palisade_cell::{Claim, Process, Reply, Request, check_length, decode};
+use palisade_cell::{Claim, Place, Process, Reply, Request, check_length, decode};
 use serde_json::Value;
 
 use crate::connect::Connections;
@@ -30,22 +30,26 @@ const LINGER: Duration = Duration::from_secs(5);
 const HEARD: usize = 16 << 10;
 
 /// Serves until the worker's side closes. Nothing here waits for anything inside the sandbox.
-pub(crate) fn serve(from: OwnedFd, to: OwnedFd, claim: Claim) {
+pub(crate) fn serve(from: File, to: File, place: Place, claim: Claim) {
     let link = Arc::new(Link::new(to));
     // Before the first thread.
-    let Ok(reaper) = Reaper::new() else { return };
-    let Some(pool) = Pool::start(Roots::new(&claim.roots), link.clone()) else { return };
+    let Ok(reaper) = Reaper::new(place) else { return };
+    let Some(pool) = Pool::start(Roots::new(&claim.workdir, &claim.roots), link.clone()) else { return };
     let mut cell = Cell {
-        ears: Ears { from: File::from(from), bytes: Vec::new(), used: 0 },
-        commands: Commands::new(claim.env.clone(), link.clone()),
+        ears: Ears { from, bytes: Vec::new(), used: 0 },
+        commands: Commands::new(&claim, link.clone()),
         connections: Connections::new(link.clone()),
-        shell: Shell::new(claim.env, link),
+        shell: Shell::new(claim, link),
         reaper,
         pool,
         buffer: vec![0; BUFFER],
     };
     let mut watched = Vec::new();
     while cell.turn(&mut watched).is_ok() {}
+    if place == Place::Bare {
+        // Without a process namespace nothing else ends what was started.
+        cell.reaper.kill_all(|_, _| {});
+    }
 }
 
 struct Cell {

@@ -26,8 +26,8 @@ const MAX_TIME: Duration = Duration::from_secs(30);
 
 fn base(roots: &Roots, tool: &str, input: &Value) -> Result<(String, PathBuf), String> {
     let given = match &input["path"] {
-        Value::Null => "/workspace".to_owned(),
-        Value::String(path) if path.is_empty() => "/workspace".to_owned(),
+        Value::Null => ".".to_owned(),
+        Value::String(path) if path.is_empty() => ".".to_owned(),
         Value::String(path) => path.clone(),
         _ => return Err(format!("{tool}: path must be a string")),
     };
