@@ -170,6 +170,7 @@ async fn conforms(kind: Kind) {
         the_six_tools_work,
         commands_have_input_output_and_an_end,
         a_terminal_has_a_size,
+        a_terminal_has_jobs,
         files_go_in_and_come_back,
         a_detached_command_is_listed_and_heard_again,
         a_port_inside_is_reached,

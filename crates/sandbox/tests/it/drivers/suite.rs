@@ -179,24 +179,40 @@ async fn hear(exec: &mut Exec, wanted: &str) -> String {
     said
 }
 
-pub(crate) async fn a_terminal_has_a_size(subject: Subject) {
-    let place = subject.place().await;
+async fn terminal(place: &Place) -> Exec {
     let tty = Some(Size { rows: 31, cols: 97 });
     let words = argv(&["/bin/bash", "--norc", "-i"]);
-    let mut exec = place.sandbox.exec(ExecRequest { tty, ..words }).await.unwrap();
+    place.sandbox.exec(ExecRequest { tty, ..words }).await.unwrap()
+}
+
+pub(crate) async fn a_terminal_has_a_size(subject: Subject) {
+    let place = subject.place().await;
+    let mut exec = terminal(&place).await;
     exec.write(b"stty size\n").await.unwrap();
     hear(&mut exec, "31 97").await;
     exec.resize(Size { rows: 50, cols: 120 }).await.unwrap();
     exec.write(b"stty size\n").await.unwrap();
     hear(&mut exec, "50 120").await;
-    // The character that interrupts reaches the job in the foreground and nothing else.
-    exec.write(b"bash -c 'echo up; sleep 1000'\n").await.unwrap();
-    hear(&mut exec, "up\r\n").await;
-    exec.write(b"\x03").await.unwrap();
-    exec.write(b"echo after $?\n").await.unwrap();
-    hear(&mut exec, "after 130").await;
     exec.write(b"exit 7\n").await.unwrap();
     assert_eq!(exec.wait().await.unwrap().0.code, Some(7));
+}
+
+/// Not of gVisor: its terminals neither interrupt nor say which group is in the foreground.
+pub(crate) async fn a_terminal_has_jobs(subject: Subject) {
+    let place = subject.place().await;
+    let mut exec = terminal(&place).await;
+    for typed in [true, false] {
+        // Heard when it is there to be interrupted.
+        exec.write(b"bash -c 'echo up; sleep 1000'\n").await.unwrap();
+        hear(&mut exec, "up\r\n").await;
+        if typed {
+            exec.write(b"\x03").await.unwrap();
+        } else {
+            exec.signal(2).await.unwrap();
+        }
+        exec.write(format!("echo {typed} $?\n").as_bytes()).await.unwrap();
+        hear(&mut exec, &format!("{typed} 130")).await;
+    }
 }
 
 pub(crate) async fn files_go_in_and_come_back(subject: Subject) {
