@@ -24,6 +24,8 @@ use crate::tools::{self, Output, Roots};
 const LIMIT: usize = 64;
 /// Calls of file tools that run at the same time.
 const THREADS: usize = 8;
+/// What a thread that runs file tools may use for its calls, in bytes.
+pub(crate) const TOOL_STACK: usize = 512 << 10;
 /// A thread that was started for a burst of calls ends when there was none for so long.
 const LINGER: Duration = Duration::from_secs(5);
 /// What is read of the worker's words at a time.
@@ -228,7 +230,7 @@ impl Pool {
 
     fn thread(self: &Arc<Pool>, stays: bool) -> bool {
         let pool = self.clone();
-        let thread = std::thread::Builder::new().name("tools".to_owned()).stack_size(512 << 10);
+        let thread = std::thread::Builder::new().name("tools".to_owned()).stack_size(TOOL_STACK);
         thread.spawn(move || pool.run(stays)).is_ok()
     }
 

@@ -51,3 +51,87 @@ fn text<'a>(input: &'a Value, tool: &str, field: &str) -> Result<&'a str, String
         _ => Err(format!("{tool}: {field} must be a string")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a tool where the cell does: on a thread with little stack.
+    fn run_there(root: &std::path::Path, name: &str, input: Value) -> Output {
+        let roots = Roots::new(&[(root.to_str().unwrap().to_owned(), true)]);
+        let name = name.to_owned();
+        let thread = std::thread::Builder::new().stack_size(crate::serve::TOOL_STACK);
+        thread.spawn(move || run(&roots, &name, &input)).unwrap().join().unwrap()
+    }
+
+    #[test]
+    fn patterns_that_would_exhaust_the_cell_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_str().unwrap();
+        let half = 16 << 10;
+        for (name, pattern) in [
+            ("glob", "{".repeat(half) + &"}".repeat(half)),
+            ("glob", "{".repeat(1 << 20)),
+            ("glob", "[".repeat(1 << 20)),
+            ("glob", "{a,".repeat(1000) + &"}".repeat(1000)),
+            ("grep", "(".repeat(half) + &")".repeat(half)),
+            ("grep", "(".repeat(1 << 20)),
+            ("grep", "a{1000}{1000}{1000}".to_owned()),
+            ("grep", "(?i)\\w{30000}".to_owned()),
+        ] {
+            let output = run_there(dir.path(), name, json!({"pattern": pattern, "path": path}));
+            assert!(output.is_error, "{name} {:?}", &pattern[..10]);
+        }
+        let output = run_there(dir.path(), "glob", json!({"pattern": "{a,{b,c}}/*.{rs,toml}", "path": path}));
+        assert!(!output.is_error, "{:?}", output.content);
+    }
+
+    /// Calls with some bytes changed, the same in every run.
+    #[test]
+    fn changed_calls_stay_inside() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        std::fs::write(dir.path().join("canary"), "alive").unwrap();
+        std::os::unix::fs::symlink("../canary", root.join("out")).unwrap();
+        let at = root.to_str().unwrap();
+        let calls = [
+            ("read", json!({"file_path": format!("{at}/f"), "view_range": [1, -1]})),
+            ("write", json!({"file_path": format!("{at}/f"), "content": "text\u{1b}[2J"})),
+            ("write", json!({"file_path": format!("{at}/../canary"), "content": "dead"})),
+            ("write", json!({"file_path": format!("{at}/out"), "content": "dead"})),
+            (
+                "edit",
+                json!({"file_path": format!("{at}/f"), "old_string": "text", "new_string": "x", "replace_all": true}),
+            ),
+            ("edit", json!({"file_path": format!("{at}/out"), "old_string": "alive", "new_string": "dead"})),
+            ("glob", json!({"pattern": "**/*.{a,b}[!c]?", "path": at})),
+            ("grep", json!({"pattern": "^(a|b)*\\w{2,3}$", "path": at})),
+        ];
+        let mut state = 3u64;
+        let mut below = |limit: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state % limit as u64).unwrap()
+        };
+        let roots = Roots::new(&[(at.to_owned(), true)]);
+        let mut ran = 0;
+        for (name, input) in &calls {
+            let good = input.to_string().into_bytes();
+            for _ in 0..100 {
+                let mut bytes = good.clone();
+                for _ in 0..below(4) {
+                    let place = below(bytes.len());
+                    bytes[place] = b"/.*{}[]()\\\"0-,?\x1b"[below(16)];
+                }
+                let Ok(input) = serde_json::from_slice(&bytes) else { continue };
+                run(&roots, name, &input);
+                ran += 1;
+            }
+        }
+        assert!(ran > 200, "{ran}");
+        assert_eq!(std::fs::read_to_string(dir.path().join("canary")).unwrap(), "alive");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}

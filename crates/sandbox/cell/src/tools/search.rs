@@ -17,6 +17,10 @@ const MAX_PATHS: usize = 200;
 /// Entries that a walk looks at.
 const MAX_ENTRIES: usize = 200_000;
 const MAX_DEPTH: usize = 40;
+/// The longest pattern, in bytes: what is made of one may be hundreds of times as large.
+const MAX_PATTERN: usize = 32 << 10;
+/// Alternatives within each other in a pattern of `glob`, which are taken apart by recursion.
+const MAX_NESTED: usize = 32;
 /// What `grep` returns.
 const MAX_OUTPUT: usize = 100 << 10;
 const MAX_LINE: usize = 2000;
@@ -33,6 +37,28 @@ fn base(roots: &Roots, tool: &str, input: &Value) -> Result<(String, PathBuf), S
     };
     let path = roots.resolve(tool, &given, For::Reading)?;
     Ok((given, path))
+}
+
+/// The pattern, which must be there and not be made to exhaust this process.
+fn pattern<'a>(tool: &str, input: &'a Value) -> Result<&'a str, String> {
+    match text(input, tool, "pattern")? {
+        "" => Err(format!("{tool}: pattern is required")),
+        long if long.len() > MAX_PATTERN => Err(format!("{tool}: the pattern is longer than {MAX_PATTERN} bytes")),
+        pattern => Ok(pattern),
+    }
+}
+
+/// How many braces are open at once at most.
+fn nested(pattern: &str) -> usize {
+    let depths = pattern.bytes().scan(0usize, |open, byte| {
+        match byte {
+            b'{' => *open += 1,
+            b'}' => *open = open.saturating_sub(1),
+            _ => {}
+        }
+        Some(*open)
+    });
+    depths.max().unwrap_or(0)
 }
 
 /// Walks a tree without following links; calls `each` with every regular file. Hidden ones are left out unless asked for.
@@ -63,9 +89,9 @@ fn walk(root: &Path, hidden: bool, mut each: impl FnMut(&Path, &fs::DirEntry) ->
 }
 
 pub(super) fn glob(roots: &Roots, input: &Value) -> Result<String, String> {
-    let pattern = text(input, "glob", "pattern")?;
-    if pattern.is_empty() {
-        return Err("glob: pattern is required".to_owned());
+    let pattern = pattern("glob", input)?;
+    if nested(pattern) > MAX_NESTED {
+        return Err(format!("glob: more than {MAX_NESTED} alternatives within each other in the pattern"));
     }
     if pattern.starts_with('/') {
         return Err("glob: absolute pattern not permitted; pass a relative pattern (and optionally path)".to_owned());
@@ -106,10 +132,7 @@ pub(super) fn glob(roots: &Roots, input: &Value) -> Result<String, String> {
 }
 
 pub(super) fn grep(roots: &Roots, input: &Value) -> Result<String, String> {
-    let pattern = text(input, "grep", "pattern")?;
-    if pattern.is_empty() {
-        return Err("grep: pattern is required".to_owned());
-    }
+    let pattern = pattern("grep", input)?;
     let (given, root) = base(roots, "grep", input)?;
     let regex = RegexBuilder::new(pattern)
         .multi_line(true)
