@@ -77,7 +77,8 @@ impl Engine {
             }
         };
         let log = fs::File::create(home.path().join("log")).unwrap();
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        // What an engine leaves in its working directory must not be left here.
+        command.current_dir(home.path()).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let process = command.spawn().unwrap();
         let scratch = home.path().join("scratch");
         let mut engine = Engine { process, image: String::new(), socket, scratch, _home: home };
