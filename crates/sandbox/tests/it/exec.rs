@@ -56,20 +56,21 @@ async fn a_terminal_has_a_size_job_control_and_an_end() {
     exec.write(b"stty size\n").await.unwrap();
     until(&mut exec, "50 120").await;
     // The character that interrupts reaches the job in the foreground and nothing else.
-    exec.write(b"sleep 1000; echo st''atus $?\n").await.unwrap();
-    until(&mut exec, "sleep").await;
+    // Each job is heard when it is there: before, whoever types reaches the shell.
+    exec.write(b"bash -c 'echo up; sleep 1000'\n").await.unwrap();
+    until(&mut exec, "up\r\n").await;
     exec.write(b"\x03").await.unwrap();
     exec.write(b"echo after $?\n").await.unwrap();
     until(&mut exec, "after 130").await;
-    exec.write(b"sleep 1000\n").await.unwrap();
-    until(&mut exec, "sleep 1000\r\n").await;
+    exec.write(b"bash -c 'echo up; sleep 1000'\n").await.unwrap();
+    until(&mut exec, "up\r\n").await;
     exec.write(b"\x1a").await.unwrap();
     until(&mut exec, "Stopped").await;
     exec.write(b"bg; jobs\n").await.unwrap();
     until(&mut exec, "Running").await;
     // A signal reaches the job in the foreground, too.
-    exec.write(b"cat\n").await.unwrap();
-    until(&mut exec, "cat\r\n").await;
+    exec.write(b"bash -c 'echo up; cat'\n").await.unwrap();
+    until(&mut exec, "up\r\n").await;
     exec.signal(2).await.unwrap();
     exec.write(b"echo cat $?\n").await.unwrap();
     until(&mut exec, "cat 130").await;
