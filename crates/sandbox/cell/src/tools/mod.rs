@@ -1,13 +1,19 @@
 //! The file tools.
 
 mod edit;
+mod glob;
+mod grep;
 mod path;
 mod read;
-mod search;
+mod walk;
 mod write;
 
 pub(crate) use path::Roots;
+pub(crate) use walk::Stop;
 
+use std::path::PathBuf;
+
+use path::For;
 use serde_json::{Value, json};
 
 /// Files larger than this are read in parts and not edited, in bytes.
@@ -31,13 +37,13 @@ impl Output {
 }
 
 /// Runs a file tool. An error is what the model is told.
-pub(crate) fn run(roots: &Roots, name: &str, input: &Value) -> Output {
+pub(crate) fn run(roots: &Roots, name: &str, input: &Value, stop: &Stop) -> Output {
     let done = match name {
         "read" => read::read(roots, input),
         "write" => write::write(roots, input).map(Output::text),
         "edit" => edit::edit(roots, input).map(Output::text),
-        "glob" => search::glob(roots, input).map(Output::text),
-        "grep" => search::grep(roots, input).map(Output::text),
+        "glob" => glob::glob(roots, input, stop).map(Output::text),
+        "grep" => grep::grep(roots, input, stop).map(Output::text),
         _ => Err(format!("{name}: there is no such tool")),
     };
     done.unwrap_or_else(Output::error)
@@ -50,4 +56,16 @@ fn text<'a>(input: &'a Value, tool: &str, field: &str) -> Result<&'a str, String
         Value::Null => Err(format!("{tool}: {field} is required")),
         _ => Err(format!("{tool}: {field} must be a string")),
     }
+}
+
+/// Where a search begins: as given, and its real path.
+fn base(roots: &Roots, tool: &str, input: &Value) -> Result<(String, PathBuf), String> {
+    let given = match &input["path"] {
+        Value::Null => "/workspace".to_owned(),
+        Value::String(path) if path.is_empty() => "/workspace".to_owned(),
+        Value::String(path) => path.clone(),
+        _ => return Err(format!("{tool}: path must be a string")),
+    };
+    let path = roots.resolve(tool, &given, For::Reading)?;
+    Ok((given, path))
 }
