@@ -1,6 +1,5 @@
 //! `grep`: what the files say.
 
-use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr};
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -90,8 +89,8 @@ struct Found {
 
 #[derive(Default)]
 struct Lines {
-    /// By the path, with NUL for slash: part by part.
-    files: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// In the order of paths, each with NUL for slash, so that bytes compare as parts do.
+    files: Vec<(Vec<u8>, Vec<u8>)>,
     bytes: usize,
 }
 
@@ -103,11 +102,13 @@ impl Found {
     fn add(&self, key: Vec<u8>, lines: Vec<u8>) {
         self.with(|found| {
             found.bytes += lines.len();
-            found.files.insert(key, lines);
-            while let Some(last) = found.files.last_entry()
-                && found.bytes - last.get().len() > MAX_OUTPUT
+            let at = found.files.partition_point(|(before, _)| *before < key);
+            found.files.insert(at, (key, lines));
+            while let Some((_, last)) = found.files.last()
+                && found.bytes - last.len() > MAX_OUTPUT
             {
-                found.bytes -= last.remove().len();
+                found.bytes -= last.len();
+                found.files.pop();
             }
             self.full.store(found.bytes > MAX_OUTPUT, Ordering::Relaxed);
         });
@@ -115,12 +116,12 @@ impl Found {
 
     fn wants(&self, path: &[u8]) -> bool {
         !self.full.load(Ordering::Relaxed)
-            || self.with(|found| found.files.last_key_value().is_none_or(|(last, _)| key(path) < *last))
+            || self.with(|found| found.files.last().is_none_or(|(last, _)| key(path) < *last))
     }
 
     fn lines(self) -> Vec<u8> {
         let found = self.files.into_inner().unwrap_or_else(PoisonError::into_inner);
-        found.files.into_values().flatten().collect()
+        found.files.into_iter().flat_map(|(_, lines)| lines).collect()
     }
 }
 

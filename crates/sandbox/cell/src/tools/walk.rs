@@ -9,11 +9,12 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, ScopedJoinHandle, available_parallelism, scope};
+use std::thread::{Builder, ScopedJoinHandle, scope};
 use std::time::Instant;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, fstat, open, openat, statat};
-use rustix::io::Result;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, fstat, open, openat, statat};
+use rustix::io::{Errno, Result};
+use rustix::thread::sched_getaffinity;
 
 use crate::sys;
 
@@ -80,13 +81,7 @@ pub(super) struct Directory {
 impl Directory {
     /// The root of a walk, by a path without links.
     pub(super) fn root(path: &Path) -> Result<Directory> {
-        let way = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut fd = open("/", way, Mode::empty())?;
-        for part in path.components() {
-            if let Component::Normal(name) = part {
-                fd = openat(&fd, name, way, Mode::empty())?;
-            }
-        }
+        let fd = reach(path)?;
         Directory::new(openat(&fd, c".", DIRECTORY, Mode::empty())?, None, Vec::new(), 0)
     }
 
@@ -118,13 +113,26 @@ impl Directory {
 
 /// Opens a regular file by a path without links; with its size in bytes.
 pub(super) fn open_file(path: &Path) -> Result<(OwnedFd, u64)> {
-    regular(openat(CWD, path, FILE, Mode::empty())?, None)
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::ISDIR) };
+    regular(openat(reach(above)?, name, FILE, Mode::empty())?, None)
+}
+
+/// A directory by a path without links, as a place to start from.
+fn reach(path: &Path) -> Result<OwnedFd> {
+    let way = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut fd = open("/", way, Mode::empty())?;
+    for part in path.components() {
+        if let Component::Normal(name) = part {
+            fd = openat(&fd, name, way, Mode::empty())?;
+        }
+    }
+    Ok(fd)
 }
 
 fn regular(fd: OwnedFd, directory: Option<u64>) -> Result<(OwnedFd, u64)> {
     let stat = fstat(&fd)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(rustix::io::Errno::INVAL);
+        return Err(Errno::INVAL);
     }
     allow(&fd, stat.st_dev, directory)?;
     Ok((fd, u64::try_from(stat.st_size).unwrap_or(0)))
@@ -135,7 +143,7 @@ fn allow(fd: &OwnedFd, device: u64, allowed: Option<u64>) -> Result<()> {
     if allowed == Some(device) {
         return Ok(());
     }
-    sys::refuse_process_files(fd).map_err(|_| rustix::io::Errno::ACCESS)
+    sys::refuse_process_files(fd).map_err(|_| Errno::ACCESS)
 }
 
 /// What is done with the files of a tree. Each thread has one of its own.
@@ -160,7 +168,7 @@ pub(super) fn walk<V: Visit>(root: Directory, hidden: bool, stop: &Stop, visitor
         while let Some(unit) = walk.next() {
             if !asked && walk.entries.load(Ordering::Relaxed) > LARGE {
                 asked = true;
-                let cores = available_parallelism().map_or(1, usize::from);
+                let cores = sched_getaffinity(None).map_or(1, |set| set.count() as usize);
                 // One that cannot be started is one less: the sandbox may be at its limit.
                 helpers.extend((1..cores).map_while(|_| {
                     let free = |count| (count < HELPERS).then_some(count + 1);
