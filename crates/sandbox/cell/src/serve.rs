@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::ps;
 use crate::reaper::Reaper;
 use crate::shell::{self, Call, Shell};
 use crate::sys::{self, interest};
-use crate::tools::{self, Output, Roots};
+use crate::tools::{self, Output, Roots, Stop};
 
 /// Calls of file tools that wait.
 const LIMIT: usize = 64;
@@ -140,7 +141,7 @@ impl Cell {
                 }
             }
             Request::Cancel { id } => {
-                if !self.commands.cancel(id) && !self.connections.cancel(id) {
+                if !self.commands.cancel(id) && !self.connections.cancel(id) && !self.pool.cancel(id) {
                     self.shell.cancel(id);
                 }
             }
@@ -213,6 +214,8 @@ struct Pool {
 #[derive(Default)]
 struct Work {
     jobs: VecDeque<Job>,
+    /// Calls that run, each with what tells it to end.
+    running: Vec<(u64, Arc<AtomicBool>)>,
     idle: usize,
     threads: usize,
 }
@@ -255,20 +258,38 @@ impl Pool {
         self.more.notify_one();
     }
 
+    /// Gives a call up: whoever wanted it waits for no answer. Whether it was here.
+    fn cancel(&self, id: u64) -> bool {
+        let mut work = self.lock();
+        if let Some((_, cancelled)) = work.running.iter().find(|(running, _)| *running == id) {
+            cancelled.store(true, Ordering::Relaxed);
+            return true;
+        }
+        let before = work.jobs.len();
+        work.jobs.retain(|job| !matches!(job, Job::Tool { id: waiting, .. } if *waiting == id));
+        work.jobs.len() < before
+    }
+
     fn run(&self, stays: bool) {
         let mut work = self.lock();
         loop {
             if let Some(job) = work.jobs.pop_front() {
-                drop(work);
                 match job {
                     Job::Tool { id, name, input } => {
-                        self.link.answer(id, tools::run(&self.roots, &name, &input), None);
+                        let cancelled = Arc::new(AtomicBool::new(false));
+                        work.running.push((id, cancelled.clone()));
+                        drop(work);
+                        let output = tools::run(&self.roots, &name, &input, &Stop::when(cancelled));
+                        self.link.answer(id, output, None);
+                        work = self.lock();
+                        work.running.retain(|(running, _)| *running != id);
                     }
                     Job::Processes { id, commands } => {
+                        drop(work);
                         self.link.send(&Reply::Processes { id, processes: ps::list(commands) }, &[]);
+                        work = self.lock();
                     }
                 }
-                work = self.lock();
                 continue;
             }
             work.idle += 1;

@@ -16,6 +16,7 @@ mod pool;
 mod protocol;
 mod rig;
 mod rootless;
+mod search;
 mod secrets;
 mod shell;
 mod tools;

@@ -1,13 +1,19 @@
 //! The file tools.
 
 mod edit;
+mod glob;
+mod grep;
 mod path;
 mod read;
-mod search;
+mod walk;
 mod write;
 
 pub(crate) use path::Roots;
+pub(crate) use walk::Stop;
 
+use std::path::PathBuf;
+
+use path::For;
 use serde_json::{Value, json};
 
 /// Files larger than this are read in parts and not edited, in bytes.
@@ -31,13 +37,13 @@ impl Output {
 }
 
 /// Runs a file tool. An error is what the model is told.
-pub(crate) fn run(roots: &Roots, name: &str, input: &Value) -> Output {
+pub(crate) fn run(roots: &Roots, name: &str, input: &Value, stop: &Stop) -> Output {
     let done = match name {
         "read" => read::read(roots, input),
         "write" => write::write(roots, input).map(Output::text),
         "edit" => edit::edit(roots, input).map(Output::text),
-        "glob" => search::glob(roots, input).map(Output::text),
-        "grep" => search::grep(roots, input).map(Output::text),
+        "glob" => glob::glob(roots, input, stop).map(Output::text),
+        "grep" => grep::grep(roots, input, stop).map(Output::text),
         _ => Err(format!("{name}: there is no such tool")),
     };
     done.unwrap_or_else(Output::error)
@@ -52,16 +58,44 @@ fn text<'a>(input: &'a Value, tool: &str, field: &str) -> Result<&'a str, String
     }
 }
 
+/// Where a search begins: as given, and its real path.
+fn base(roots: &Roots, tool: &str, input: &Value) -> Result<(String, PathBuf), String> {
+    let given = match &input["path"] {
+        Value::Null => ".".to_owned(),
+        Value::String(path) if path.is_empty() => ".".to_owned(),
+        Value::String(path) => path.clone(),
+        _ => return Err(format!("{tool}: path must be a string")),
+    };
+    let path = roots.resolve(tool, &given, For::Reading)?;
+    Ok((given, path))
+}
+
+/// The longest pattern, in bytes: what is made of one may be hundreds of times as large.
+const MAX_PATTERN: usize = 32 << 10;
+
+/// The pattern of a search, which must be there and not be made to exhaust this process.
+fn pattern<'a>(tool: &str, input: &'a Value) -> Result<&'a str, String> {
+    match text(input, tool, "pattern")? {
+        "" => Err(format!("{tool}: pattern is required")),
+        long if long.len() > MAX_PATTERN => Err(format!("{tool}: the pattern is longer than {MAX_PATTERN} bytes")),
+        pattern => Ok(pattern),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Runs a tool where the cell does: on a thread with little stack.
     fn run_there(root: &std::path::Path, name: &str, input: Value) -> Output {
-        let roots = Roots::new(&[(root.to_str().unwrap().to_owned(), true)]);
+        let roots = Roots::new("/workspace", &[(root.to_str().unwrap().to_owned(), true)]);
         let name = name.to_owned();
         let thread = std::thread::Builder::new().stack_size(crate::serve::TOOL_STACK);
-        thread.spawn(move || run(&roots, &name, &input)).unwrap().join().unwrap()
+        thread
+            .spawn(move || run(&roots, &name, &input, &Stop::when(std::sync::Arc::default())))
+            .unwrap()
+            .join()
+            .unwrap()
     }
 
     #[test]
@@ -115,7 +149,7 @@ mod tests {
             state ^= state << 17;
             usize::try_from(state % limit as u64).unwrap()
         };
-        let roots = Roots::new(&[(at.to_owned(), true)]);
+        let roots = Roots::new("/workspace", &[(at.to_owned(), true)]);
         let mut ran = 0;
         for (name, input) in &calls {
             let good = input.to_string().into_bytes();
@@ -126,7 +160,7 @@ mod tests {
                     bytes[place] = b"/.*{}[]()\\\"0-,?\x1b"[below(16)];
                 }
                 let Ok(input) = serde_json::from_slice(&bytes) else { continue };
-                run(&roots, name, &input);
+                run(&roots, name, &input, &Stop::when(std::sync::Arc::default()));
                 ran += 1;
             }
         }
