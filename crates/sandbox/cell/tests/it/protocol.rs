@@ -3,8 +3,8 @@
 use std::io::Cursor;
 
 use palisade_cell::{
-    Bind, Claim, End, MAX_FRAME, Nursery, Process, Ready, Reply, Request, Root, Setup, Size, Source, VERSION, Wanted,
-    check_length, decode, encode, read_frame,
+    Bind, Claim, End, MAX_FRAME, Nursery, Place, Process, Ready, Reply, Request, Root, Setup, Size, Source, VERSION,
+    Wanted, check_length, decode, encode, read_frame,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,6 +23,7 @@ fn frames() -> Vec<Vec<u8>> {
     let root = Root { layers: vec![Source::Descriptor(1)], binds: vec![bind], ..Root::default() };
     let setup = Setup {
         version: VERSION,
+        place: Place::Own,
         root: Some(root.clone()),
         tmp_bytes: 1,
         shm_bytes: 2,
@@ -31,6 +32,7 @@ fn frames() -> Vec<Vec<u8>> {
         leave_early: false,
     };
     let claim = Claim {
+        workdir: "/workspace".to_owned(),
         binds: Vec::new(),
         overlays: Vec::new(),
         hostname: "h".to_owned(),
