@@ -8,6 +8,7 @@
 
 #![allow(unsafe_code, reason = "isolation is made of system calls; each block says why it is sound")]
 
+pub mod disk;
 mod error;
 pub mod hostile;
 mod native;

@@ -117,6 +117,11 @@ pub struct Limits {
     pub open_files: Option<u64>,
     /// The largest file, in bytes.
     pub file_bytes: Option<u64>,
+    /// What the workspace's own layer and the outputs take up on the disk, each, in bytes. What a workspace of layers is
+    /// made of besides does not count. Where it is kept as a file system of its own, that system's own records count too.
+    pub disk_bytes: Option<u64>,
+    /// Files, directories and links in the workspace's own layer and in the outputs, each.
+    pub disk_inodes: Option<u64>,
     /// `/tmp` and the home directory, each, in bytes.
     pub tmp_bytes: u64,
     /// `/dev/shm`, in bytes.
@@ -133,6 +138,8 @@ impl Default for Limits {
             io_weight: None,
             open_files: Some(4096),
             file_bytes: Some(8 << 30),
+            disk_bytes: None,
+            disk_inodes: None,
             tmp_bytes: 512 << 20,
             shm_bytes: 64 << 20,
         }
@@ -158,6 +165,8 @@ pub enum Facility {
     PidLimit,
     /// A limit of processor time by cgroup.
     CpuLimit,
+    /// A limit of what is written to the disk.
+    DiskLimit,
     /// All processes can be stopped at once.
     Freeze,
 }
@@ -173,6 +182,7 @@ impl fmt::Display for Facility {
             Facility::MemoryLimit => "memory limit",
             Facility::PidLimit => "process limit",
             Facility::CpuLimit => "cpu limit",
+            Facility::DiskLimit => "disk limit",
             Facility::Freeze => "freeze",
         })
     }
@@ -222,6 +232,8 @@ pub struct Usage {
     pub processes: Option<u64>,
     /// Processes that were ended for want of memory.
     pub oom_kills: Option<u64>,
+    /// What the workspace's own layer and the outputs take up on the disk together, in bytes; known where they are limited.
+    pub disk_bytes: Option<u64>,
 }
 
 /// What a driver can do.

@@ -157,6 +157,10 @@ pub(crate) struct ServingArgs {
     /// The largest file that a sandbox may write, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 8192, help_heading = "Sandbox")]
     file_mib: u32,
+    /// What a session may keep in its workspace and in its outputs, each, in MiB, at least 16; 0: no limit. Where the file
+    /// system has no project quotas they are kept in files of this size, beside their directories.
+    #[arg(long, value_name = "MIB", default_value_t = 0, help_heading = "Sandbox")]
+    disk_mib: u32,
     /// The sandbox's /tmp and its home directory, each, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 512, help_heading = "Sandbox")]
     tmp_mib: u32,
@@ -216,6 +220,7 @@ impl ServingArgs {
             cpu_weight: self.cpu_weight,
             open_files: some(u64::from(self.open_files)),
             file_bytes: some(mib(self.file_mib)),
+            disk_bytes: some(mib(self.disk_mib)),
             tmp_bytes: mib(self.tmp_mib),
             ..Limits::default()
         };

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use palisade_cell::{Claim, Root, Setup, VERSION};
 
+use crate::disk::Disks;
 use crate::{
     Capabilities, Driver, Error, Facility, Limits, PoolOptions, Report, Rootfs, Sandbox, Spec, Status, Workspace,
 };
@@ -93,6 +94,7 @@ impl Driver for Native {
     async fn create(&self, spec: Spec) -> Result<Sandbox, Error> {
         let began = Instant::now();
         check(&spec)?;
+        let disks = Disks::of(&spec).await?;
         let spec = Arc::new(spec);
         let Taken { live, pooled } = self.stock.get(spec.clone()).await?;
         let (process, limits) = (live.process, &spec.limits);
@@ -114,6 +116,7 @@ impl Driver for Native {
         );
         say(Facility::DistinctUser, process.identity().status());
         process.cgroups()?.report(limits, &mut say);
+        say(Facility::DiskLimit, disks.status.clone());
         if let (Some(limit), Some(Status::Unavailable(_))) = (limits.pids, report.facilities.get(&Facility::PidLimit))
             && rlimits_are_own()
         {
@@ -131,7 +134,7 @@ impl Driver for Native {
                 }
             }
         }
-        Ok(Sandbox::new(Box::new(process), Box::new(reader), Box::new(writer), report))
+        Ok(Sandbox::new(disks.around(Box::new(process)), Box::new(reader), Box::new(writer), report))
     }
 }
 

@@ -4,6 +4,7 @@
 mod bombs;
 mod calls;
 mod copy;
+mod disk;
 mod exec;
 mod heavy;
 mod hostile;
