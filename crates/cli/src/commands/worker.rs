@@ -315,12 +315,27 @@ fn told(observation: &Observation) -> Option<(Value, String)> {
             json!({"type": "call_held", "session": session, "call": call, "tool": tool}),
             format!("{session} {tool} waits for a confirmation"),
         ),
-        Observation::CallFinished { session, call, tool, took, is_error } => {
+        Observation::SandboxEnded { session, usage, calls } => {
+            let cpu = usage.cpu.as_ref().map(millis);
+            let value = json!({
+                "type": "sandbox_ended", "session": session, "calls": calls, "cpu_ms": cpu,
+                "memory_peak_bytes": usage.memory_peak_bytes, "processes": usage.processes,
+                "oom_kills": usage.oom_kills, "disk_bytes": usage.disk_bytes,
+            });
+            let cpu = cpu.map_or_else(String::new, |ms| format!(", {ms} ms of a processor"));
+            let mib = |what, bytes: Option<u64>| {
+                bytes.map_or_else(String::new, |bytes| format!(", {} MiB {what}", bytes.div_ceil(1 << 20)))
+            };
+            let (memory, disk) = (mib("of memory", usage.memory_peak_bytes), mib("on the disk", usage.disk_bytes));
+            (value, format!("{session} sandbox ended: {calls} calls{cpu}{memory}{disk}"))
+        }
+        Observation::CallFinished { session, call, tool, took, is_error, usage } => {
             let ms = millis(took);
             let failed = if *is_error { " (error result)" } else { "" };
             let value = json!({
                 "type": "call_finished", "session": session, "call": call, "tool": tool, "took_ms": ms,
-                "is_error": is_error,
+                "is_error": is_error, "wall_ms": usage.map(|usage| millis(&usage.wall)),
+                "cpu_ms": usage.and_then(|usage| usage.cpu).as_ref().map(millis),
             });
             (value, format!("{session} {tool} took {ms} ms{failed}"))
         }
