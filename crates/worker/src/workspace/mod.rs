@@ -329,6 +329,33 @@ mod tests {
     }
 
     #[test]
+    fn a_limited_layer_is_kept_in_its_disk_and_goes_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = Limit { bytes: Some(16 << 20), inodes: None };
+        let home = Home::of(dir.path(), "sesn_1").within(limit);
+        home.make_root().unwrap();
+        let base = Base::make(dir.path(), None).unwrap();
+        let fresh = || Ok(Layers { base: base.name.clone(), checkpoint: None, layer: 1, taken: Vec::new() });
+        let (layers, _) = home.make(fresh).unwrap();
+        let image = disk::image_of(&home.layer(1));
+        if !image.exists() {
+            return eprintln!("not run here: no file system can be made in a file, or there are project quotas");
+        }
+        fs::write(home.layer(1).join("upper/file"), "content").unwrap();
+        home.release();
+        assert!(!home.layer(1).join("upper").exists());
+        // Another item, which may have no limit any more.
+        let home = Home::of(dir.path(), "sesn_1");
+        home.make(|| unreachable!("it is there")).unwrap();
+        assert_eq!(fs::read_to_string(home.layer(1).join("upper/file")).unwrap(), "content");
+        let home = home.within(limit);
+        home.note_layers(&Layers { layer: 2, ..layers }).unwrap();
+        home.make(|| unreachable!("it is there")).unwrap();
+        assert!(!image.exists() && !home.layer(1).exists() && disk::image_of(&home.layer(2)).exists());
+        assert_eq!(fs::read_dir(home.layer(2).join("upper")).unwrap().count(), 0);
+    }
+
+    #[test]
     fn what_a_session_needs_is_known_or_nothing_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(checkpoints_in_use(dir.path()).unwrap(), BTreeSet::new());
