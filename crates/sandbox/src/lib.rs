@@ -21,7 +21,7 @@ pub use error::Error;
 pub use native::{Native, Options};
 pub use palisade_cell::{End, Process, Size, archive};
 pub use pool::PoolOptions;
-pub use probe::{Probe, probe};
+pub use probe::{Probe, probe, probe_place};
 pub use sandbox::{
     CommandUsage, Connection, Exec, ExecRequest, ExitStatus, Input, Output, Sandbox, ToolCall, ToolOutput, ToolUsage,
 };

@@ -26,6 +26,7 @@ use stock::{Stock, Taken};
 
 pub(crate) use cgroup::layout as cgroups;
 pub(crate) use identity::is_root;
+pub(crate) use idmap::possible as idmapped;
 
 /// Whether the cell's program can be prepared.
 pub(crate) fn program() -> io::Result<()> {
