@@ -46,6 +46,9 @@ pub enum Error {
     /// No host user could be claimed for the sandbox.
     #[error("claiming a host user for the sandbox: {0}")]
     Identity(io::Error),
+    /// The disk could not be limited.
+    #[error(transparent)]
+    Disk(#[from] crate::disk::Error),
     /// A control group could not be set up.
     #[error("setting up the control group {path}: {cause}", path = path.display())]
     Cgroup {

@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code, reason = "isolation is made of system calls; each block says why it is sound")]
 
+pub mod disk;
 mod docker;
 mod error;
 mod handshake;
@@ -29,7 +30,7 @@ pub use native::{Native, Options};
 pub use oci::{Oci, OciOptions};
 pub use palisade_cell::{End, Process, Size, archive};
 pub use pool::PoolOptions;
-pub use probe::{Probe, probe};
+pub use probe::{Probe, probe, probe_place};
 pub use process::{Bare, BareOptions};
 pub use registry::{DRIVERS, DriverOptions, driver};
 pub use sandbox::{

@@ -119,10 +119,26 @@ pub struct Limits {
     pub open_files: Option<u64>,
     /// The largest file, in bytes.
     pub file_bytes: Option<u64>,
+    /// What the workspace's own layer and the outputs take up on the disk, each, in bytes. What a workspace of layers is
+    /// made of besides does not count. Where it is kept as a file system of its own, that system's own records count too.
+    pub disk_bytes: Option<u64>,
+    /// Files, directories and links in the workspace's own layer and in the outputs, each.
+    pub disk_inodes: Option<u64>,
     /// `/tmp` and the home directory, each, in bytes.
     pub tmp_bytes: u64,
     /// `/dev/shm`, in bytes.
     pub shm_bytes: u64,
+}
+
+impl Limits {
+    /// What a driver says of the limit of the disk when it sets none.
+    pub(crate) fn without_disk(&self, driver: &str) -> Status {
+        if self.disk_bytes.is_some() || self.disk_inodes.is_some() {
+            Status::Unavailable(format!("the {driver} driver does not limit what a session keeps on the disk"))
+        } else {
+            Status::Unused
+        }
+    }
 }
 
 impl Default for Limits {
@@ -135,6 +151,8 @@ impl Default for Limits {
             io_weight: None,
             open_files: Some(4096),
             file_bytes: Some(8 << 30),
+            disk_bytes: None,
+            disk_inodes: None,
             tmp_bytes: 512 << 20,
             shm_bytes: 64 << 20,
         }
@@ -160,13 +178,15 @@ pub enum Facility {
     PidLimit,
     /// A limit of processor time by cgroup.
     CpuLimit,
+    /// A limit of what is written to the disk.
+    DiskLimit,
     /// All processes can be stopped at once.
     Freeze,
 }
 
 impl Facility {
     /// All of them.
-    pub const ALL: [Facility; 9] = [
+    pub const ALL: [Facility; 10] = [
         Facility::Namespaces,
         Facility::DistinctUser,
         Facility::Seccomp,
@@ -176,6 +196,7 @@ impl Facility {
         Facility::PidLimit,
         Facility::CpuLimit,
         Facility::Freeze,
+        Facility::DiskLimit,
     ];
 }
 
@@ -190,6 +211,7 @@ impl fmt::Display for Facility {
             Facility::MemoryLimit => "memory limit",
             Facility::PidLimit => "process limit",
             Facility::CpuLimit => "cpu limit",
+            Facility::DiskLimit => "disk limit",
             Facility::Freeze => "freeze",
         })
     }
@@ -252,6 +274,8 @@ pub struct Usage {
     pub processes: Option<u64>,
     /// Processes that were ended for want of memory.
     pub oom_kills: Option<u64>,
+    /// What the workspace's own layer and the outputs take up on the disk together, in bytes; known where they are limited.
+    pub disk_bytes: Option<u64>,
 }
 
 /// What a driver can do. What a machine then gives is in the [`Report`] of each sandbox.

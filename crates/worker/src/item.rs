@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use palisade_checkpoint::Store;
 use palisade_sandbox::Spec;
+use palisade_sandbox::disk::Limit;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -87,7 +88,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, mut slot: Slot, s
     let mut heartbeat =
         tokio::spawn(lease::keep(shared.client.clone(), credential.clone(), work.id.clone(), pace, lease_tx));
 
-    let home = Home::of(&shared.options.state_dir, &session);
+    let limits = &shared.options.limits;
+    let home = Home::of(&shared.options.state_dir, &session)
+        .within(Limit { bytes: limits.disk_bytes, inodes: limits.disk_inodes });
     let hands = Arc::new(Hands::new(
         plan(&shared, home.clone()),
         shared.options.pace.clone(),
@@ -123,6 +126,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, mut slot: Slot, s
             let _ = home.note_skills(&[]);
         }
     }
+    // Whoever continues the session opens them anew.
+    let _ = tokio::task::spawn_blocking(move || home.release()).await;
     drop(journal);
     heartbeat.abort();
     let _ = (&mut heartbeat).await;

@@ -41,8 +41,10 @@ pub enum Observation {
     SandboxEnded {
         /// The session.
         session: String,
-        /// What it used.
+        /// What it used, from its start to now.
         usage: Box<palisade_sandbox::Usage>,
+        /// The calls that it ran.
+        calls: u64,
     },
     /// A checkpoint of the session's workspace is durable.
     CheckpointTaken {
@@ -86,10 +88,12 @@ pub enum Observation {
         call: String,
         /// The tool.
         tool: String,
-        /// How long the tool ran.
+        /// How long the tool ran, a checkpoint before it included.
         took: Duration,
         /// Whether the result is an error result.
         is_error: bool,
+        /// What it used; none when no sandbox has answered.
+        usage: Option<palisade_sandbox::ToolUsage>,
     },
     /// A running call was stopped because nobody waits for it any more.
     CallCancelled {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use palisade_sandbox::ToolUsage;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
@@ -64,6 +65,7 @@ struct Finished {
     event: String,
     is_error: bool,
     took: Duration,
+    usage: Option<ToolUsage>,
     /// The call has effects: its result is recorded before it is posted.
     record: bool,
 }
@@ -364,7 +366,7 @@ impl Service {
                 tracing::error!(session = &*self.context.session, call, tool, %error, "a tool call broke the worker's code");
                 let event =
                     answer::error_event(&call, "The worker failed while it ran the call; its effects are unknown.");
-                Finished { event, is_error: true, took: Duration::ZERO, record: !read }
+                Finished { event, is_error: true, took: Duration::ZERO, usage: None, record: !read }
             }
         };
         if !self.ledger.tool_done(&call) {
@@ -376,6 +378,7 @@ impl Service {
             tool,
             took: finished.took,
             is_error: finished.is_error,
+            usage: finished.usage,
         });
         self.finish(call, finished.event, finished.record);
     }
@@ -426,18 +429,32 @@ async fn run(context: Context, call: Call) -> Finished {
         tracing::error!(session = &*context.session, call = call.id, %error, "call not run: it could not be recorded");
         let text = "The call was not run: the worker could not record it (its state directory cannot be written).";
         let event = answer::error_event(&call.id, text);
-        return Finished { event, is_error: true, took: Duration::ZERO, record: false };
+        return Finished { event, is_error: true, took: Duration::ZERO, usage: None, record: false };
     }
     let began = Instant::now();
     let limit = context.tool_timeout + OVERRUN;
     let tool = tokio::time::timeout(limit, context.hands.run(&call, context.tool_timeout));
     let outcome = if record { alongside(tool, force(&context)).await } else { tool.await };
+    let mut usage = None;
     let (event, is_error) = match outcome {
-        Ok(Ok(output)) => (answer::result_event(&call.id, output.content, output.is_error), output.is_error),
+        Ok(Ok(output)) => {
+            usage = Some(output.usage);
+            (answer::result_event(&call.id, output.content, output.is_error), output.is_error)
+        }
         Ok(Err(text)) => (answer::error_event(&call.id, &text), true),
         Err(_) => (answer::error_event(&call.id, &format!("tool '{}' timed out", call.name)), true),
     };
-    Finished { event, is_error, took: began.elapsed(), record }
+    let took = began.elapsed();
+    tracing::info!(
+        session = &*context.session,
+        call = call.id,
+        tool = call.name,
+        is_error,
+        took_us = took.as_micros() as u64,
+        cpu_us = usage.and_then(|usage| usage.cpu).map(|cpu| cpu.as_micros() as u64),
+        "tool finished"
+    );
+    Finished { event, is_error, took, usage, record }
 }
 
 /// Posts one result until it is accepted, refused for good, or out of time. A recorded result is in the journal before it

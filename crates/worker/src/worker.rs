@@ -156,6 +156,7 @@ impl Worker {
         std::fs::create_dir_all(item::sessions_dir(&options.state_dir)).map_err(fail)?;
         // Sandboxes are told their directories by absolute paths.
         options.state_dir = options.state_dir.canonicalize().map_err(fail)?;
+        palisade_sandbox::disk::sweep(&options.state_dir);
         let worker_id = options.worker_id.get_or_insert_with(random_id);
         let client = Client::new(ClientOptions {
             base_url: &url,

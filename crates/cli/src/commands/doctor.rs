@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 use palisade_engine::{Clock as _, SystemClock};
-use palisade_sandbox::{Probe, probe};
+use palisade_sandbox::{Probe, probe, probe_place};
 use rustix::process::{Resource, getrlimit};
 use serde_json::json;
 
-use crate::cli::StateDir;
+use crate::cli::{StateDir, block_on};
 use crate::output::{GREEN, Outcome, Output, RED, YELLOW};
 
 /// Room that a state directory should have, in bytes.
@@ -48,8 +48,10 @@ impl From<Probe> for Finding {
 }
 
 pub(crate) fn run(args: &DoctorArgs, out: Output) -> Outcome {
-    let mut findings: Vec<Finding> = probe().into_iter().map(Finding::from).collect();
-    findings.push(room(&args.state.path()?));
+    let state_dir = args.state.path()?;
+    let tried = block_on(probe_place(&state_dir))?;
+    let mut findings: Vec<Finding> = probe().into_iter().chain(tried).map(Finding::from).collect();
+    findings.push(room(&state_dir));
     findings.push(clock());
     findings.push(files());
     let mut possible = true;

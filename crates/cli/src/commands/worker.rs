@@ -160,6 +160,10 @@ pub(crate) struct ServingArgs {
     /// The largest file that a sandbox may write, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 8192, help_heading = "Sandbox")]
     file_mib: u32,
+    /// What a session may keep in its workspace and in its outputs, each, in MiB, at least 16; 0: no limit. Where the file
+    /// system has no project quotas they are kept in files of this size, beside their directories.
+    #[arg(long, value_name = "MIB", default_value_t = 0, help_heading = "Sandbox")]
+    disk_mib: u32,
     /// The sandbox's /tmp and its home directory, each, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 512, help_heading = "Sandbox")]
     tmp_mib: u32,
@@ -222,6 +226,7 @@ impl ServingArgs {
             cpu_weight: self.cpu_weight,
             open_files: some(u64::from(self.open_files)),
             file_bytes: some(mib(self.file_mib)),
+            disk_bytes: some(mib(self.disk_mib)),
             tmp_bytes: mib(self.tmp_mib),
             ..Limits::default()
         };
@@ -316,12 +321,27 @@ fn told(observation: &Observation) -> Option<(Value, String)> {
             json!({"type": "call_held", "session": session, "call": call, "tool": tool}),
             format!("{session} {tool} waits for a confirmation"),
         ),
-        Observation::CallFinished { session, call, tool, took, is_error } => {
+        Observation::SandboxEnded { session, usage, calls } => {
+            let cpu = usage.cpu.as_ref().map(millis);
+            let value = json!({
+                "type": "sandbox_ended", "session": session, "calls": calls, "cpu_ms": cpu,
+                "memory_peak_bytes": usage.memory_peak_bytes, "processes": usage.processes,
+                "oom_kills": usage.oom_kills, "disk_bytes": usage.disk_bytes,
+            });
+            let cpu = cpu.map_or_else(String::new, |ms| format!(", {ms} ms of a processor"));
+            let mib = |what, bytes: Option<u64>| {
+                bytes.map_or_else(String::new, |bytes| format!(", {} MiB {what}", bytes.div_ceil(1 << 20)))
+            };
+            let (memory, disk) = (mib("of memory", usage.memory_peak_bytes), mib("on the disk", usage.disk_bytes));
+            (value, format!("{session} sandbox ended: {calls} calls{cpu}{memory}{disk}"))
+        }
+        Observation::CallFinished { session, call, tool, took, is_error, usage } => {
             let ms = millis(took);
             let failed = if *is_error { " (error result)" } else { "" };
             let value = json!({
                 "type": "call_finished", "session": session, "call": call, "tool": tool, "took_ms": ms,
-                "is_error": is_error,
+                "is_error": is_error, "wall_ms": usage.map(|usage| millis(&usage.wall)),
+                "cpu_ms": usage.and_then(|usage| usage.cpu).as_ref().map(millis),
             });
             (value, format!("{session} {tool} took {ms} ms{failed}"))
         }

@@ -445,7 +445,8 @@ impl Live {
 #[derive(Default)]
 struct Kept {
     bytes: Vec<u8>,
-    cut: bool,
+    /// Bytes that came before those and are not kept.
+    dropped: u64,
 }
 
 impl Kept {
@@ -453,23 +454,24 @@ impl Kept {
         self.bytes.extend_from_slice(more);
         // Cut now and then rather than at each read; escape sequences are removed later and do not count.
         if self.bytes.len() > 4 * KEPT {
-            self.bytes.drain(..self.bytes.len() - 2 * KEPT);
-            self.cut = true;
+            self.dropped += self.bytes.drain(..self.bytes.len() - 2 * KEPT).len() as u64;
         }
     }
 
     fn text(mut self) -> String {
         let mut plain = strip_escapes(&self.bytes);
         if plain.len() > KEPT {
-            plain.drain(..plain.len() - KEPT);
+            self.dropped += plain.drain(..plain.len() - KEPT).len() as u64;
             // Do not begin in the middle of a character.
             let start = plain.iter().take(4).position(|byte| byte & 0xc0 != 0x80).unwrap_or(0);
-            plain.drain(..start);
-            self.cut = true;
+            self.dropped += plain.drain(..start).len() as u64;
         }
         let text = String::from_utf8_lossy(&plain);
         let text = text.strip_suffix('\n').unwrap_or(&text);
-        if self.cut { format!("[output truncated]\n{text}") } else { text.to_owned() }
+        match self.dropped {
+            0 => text.to_owned(),
+            dropped => format!("[output truncated: the first {dropped} bytes are missing]\n{text}"),
+        }
     }
 }
 

@@ -193,6 +193,16 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     ("places.home-names", |facts| names(facts, "/home/agent")),
     ("places.run-names", |facts| names(facts, "/run")),
     ("places.shared-memory-names", |facts| names(facts, "/dev/shm")),
+    ("places.workspace", |facts| place(facts, "/workspace")),
+    ("places.outputs", |facts| place(facts, "/mnt/session/outputs")),
+    ("places.workspace-allocation", |facts| {
+        match open("allocated").and_then(|fd| call!(libc::SYS_fallocate, fd, 0, 0, facts.number("limit") * 4)) {
+            Ok(_) => Said::Through("more than the workspace may hold".to_owned()),
+            Err(why) => refused(why),
+        }
+    }),
+    ("places.workspace-names", |facts| names(facts, "/workspace")),
+    ("places.outputs-names", |facts| names(facts, "/mnt/session/outputs")),
     ("places.long-file", |facts| {
         ignore(libc::SIGXFSZ);
         match open("long").and_then(|fd| call!(libc::SYS_ftruncate, fd, facts.number("limit") + 1)) {

@@ -146,6 +146,7 @@ impl Engine {
             memory_peak_bytes: memory.max_usage,
             processes: stats.pids_stats.and_then(|pids| pids.current),
             oom_kills: None,
+            disk_bytes: None,
         })
     }
 

@@ -169,6 +169,7 @@ impl Docker {
         limit(Facility::MemoryLimit, limits.memory_bytes.map(|bytes| format!("{} MiB", bytes >> 20)));
         limit(Facility::PidLimit, limits.pids.map(|count| format!("{count} processes")));
         limit(Facility::CpuLimit, limits.cpu_millis.map(|millis| format!("{millis} thousandths of a core")));
+        say(Facility::DiskLimit, limits.without_disk("docker"));
         say(Facility::Freeze, Status::Enforced(format!("every process at once, by {by}")));
         report.notes.push(format!("the root file system is the image {}", self.image));
         report

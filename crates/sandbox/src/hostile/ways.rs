@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::host::Host;
 use super::scene::{ANSWER, Ended, PATIENCE, Scene};
 use super::{Attempt, Verdict, bare};
-use crate::{Error, Exec, ExecRequest, Facility, Limits, Sandbox, Status};
+use crate::{Error, Exec, ExecRequest, Facility, Sandbox, Spec, Status, Workspace};
 
 /// How an attempt is made.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +67,10 @@ pub(super) enum Limit {
     File(u64),
     /// Open files.
     Files(u64),
+    /// What is on the disk, in bytes.
+    Disk(u64),
+    /// Files on the disk.
+    DiskNames(u64),
 }
 
 /// Where a race leads.
@@ -185,11 +189,20 @@ impl Limit {
             | Limit::Places(n)
             | Limit::Names(n)
             | Limit::File(n)
-            | Limit::Files(n) => n,
+            | Limit::Files(n)
+            | Limit::Disk(n)
+            | Limit::DiskNames(n) => n,
         }
     }
 
-    fn set(self, limits: &mut Limits) {
+    fn set(self, spec: &mut Spec) {
+        if let (Limit::Disk(_) | Limit::DiskNames(_), Workspace::Directory(lower)) = (self, &spec.workspace) {
+            // Where it does not exist, making the sandbox says so.
+            let upper = lower.with_extension("layer");
+            let _ = std::fs::create_dir(&upper);
+            spec.workspace = Workspace::Layered { lower: vec![lower.clone()], upper };
+        }
+        let limits = &mut spec.limits;
         match self {
             Limit::Pids(n) => limits.pids = Some(n),
             Limit::Memory(n) => (limits.memory_bytes, limits.tmp_bytes) = (Some(n), 1 << 30),
@@ -198,6 +211,8 @@ impl Limit {
             Limit::Names(n) => limits.tmp_bytes = n << 12,
             Limit::File(n) => limits.file_bytes = Some(n),
             Limit::Files(n) => limits.open_files = Some(n),
+            Limit::Disk(n) => limits.disk_bytes = Some(n),
+            Limit::DiskNames(n) => (limits.disk_bytes, limits.disk_inodes) = (Some(64 << 20), Some(n)),
         }
     }
 
@@ -206,6 +221,7 @@ impl Limit {
         match self {
             Limit::Pids(_) => Some(Facility::PidLimit),
             Limit::Memory(_) => Some(Facility::MemoryLimit),
+            Limit::Disk(_) | Limit::DiskNames(_) => Some(Facility::DiskLimit),
             _ => None,
         }
     }
@@ -222,7 +238,7 @@ fn has(sandbox: &Sandbox, facility: Option<Facility>) -> Result<(), Verdict> {
 async fn bomb(name: &str, scene: &mut Scene, limit: Limit, may_end: bool) -> Result<Verdict, Verdict> {
     // Another one, which must not notice.
     let neighbour = scene.sandbox(|_| {}).await?;
-    let sandbox = scene.sandbox(|spec| limit.set(&mut spec.limits)).await?;
+    let sandbox = scene.sandbox(|spec| limit.set(spec)).await?;
     has(&sandbox, limit.facility())?;
     let facts = [format!("limit={}", limit.number()), "ms=400".to_owned()];
     let mut exec = scene.start(&sandbox, name, &facts, PATIENCE).await.map_err(|why| ended(&why))?;

@@ -431,6 +431,7 @@ impl Cgroups {
                 .memory
                 .as_ref()
                 .and_then(|group| field(group.file("memory.oom_control", "memory.events"), "oom_kill")),
+            disk_bytes: None,
         }
     }
 

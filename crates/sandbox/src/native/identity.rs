@@ -17,7 +17,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, 
 use crate::{Error, Status};
 
 /// The first host user for sandboxes; chosen outside of what distributions and subordinate ranges give out.
-const FIRST: u32 = 0x7000_0000;
+pub(super) const FIRST: u32 = 0x7000_0000;
 /// Users of one sandbox: what the files of an image may belong to.
 pub(crate) const RANGE: u32 = 1 << 16;
 /// Sandboxes at a time on one machine.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use super::identity::{INSIDE, Identity};
+use super::identity::{FIRST, INSIDE, Identity, RANGE};
 use crate::Error;
 
 /// Makes detached mounts whose owners are those of one sandbox.
@@ -53,29 +53,39 @@ impl<'a> Idmap<'a> {
             .map_err(Error::UserMap)?;
             &crooked
         };
-        let mut set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_IDMAP;
-        if !writable {
-            set |= libc::MOUNT_ATTR_RDONLY;
-        }
-        let userns_fd = u64::try_from(namespace.as_raw_fd()).unwrap_or(0);
-        let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
-        // SAFETY: the structure and the empty path live through the call, and the size is the structure's own.
-        let set = unsafe {
-            libc::syscall(
-                libc::SYS_mount_setattr,
-                tree.as_raw_fd(),
-                c"".as_ptr(),
-                libc::AT_EMPTY_PATH,
-                &raw const attr,
-                size_of::<libc::mount_attr>(),
-            )
-        };
-        if set < 0 {
-            let cause = io::Error::last_os_error();
-            return Err(Error::Idmap { path: path.to_owned(), cause });
-        }
+        let read_only = if writable { 0 } else { libc::MOUNT_ATTR_RDONLY };
+        translate(&tree, namespace, read_only).map_err(|cause| Error::Idmap { path: path.to_owned(), cause })?;
         Ok(tree)
     }
+}
+
+/// Whether owners can be translated at this place. The mount that it is tried on is seen by nobody.
+pub(crate) fn possible(path: &Path) -> Result<(), Error> {
+    let wrong = |cause| Error::Idmap { path: path.to_owned(), cause };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(rustix::fs::CWD, path, flags).map_err(|why| wrong(why.into()))?;
+    let map = format!("0 {FIRST} {RANGE}");
+    let namespace = namespace(&map, &map).map_err(Error::UserMap)?;
+    translate(&tree, &namespace, libc::MOUNT_ATTR_RDONLY).map_err(wrong)
+}
+
+/// Gives a detached mount the owners of a user namespace, and takes from it what no sandbox may have.
+fn translate(tree: &OwnedFd, namespace: &OwnedFd, more: u64) -> io::Result<()> {
+    let set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_IDMAP | more;
+    let userns_fd = u64::try_from(namespace.as_raw_fd()).unwrap_or(0);
+    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
+    // SAFETY: the structure and the empty path live through the call, and the size is the structure's own.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A user namespace with these maps, which lasts as long as its descriptor.

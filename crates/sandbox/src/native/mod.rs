@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use palisade_cell::{Claim, Place, Root, Setup, VERSION, encode};
 
+use crate::disk::Disks;
 use crate::{
     Capabilities, Driver, Error, Facility, Limits, PoolOptions, Report, Rootfs, Sandbox, Spec, Status, Workspace,
 };
@@ -25,7 +26,7 @@ use stock::{Stock, Taken};
 
 pub(crate) use cgroup::{Cgroups, layout as cgroups, sweep_again};
 pub(crate) use identity::{INSIDE, Identity, RANGE, give, is_root};
-pub(crate) use idmap::Idmap;
+pub(crate) use idmap::{Idmap, possible as idmapped};
 pub(crate) use launch::failed;
 pub(crate) use program::{CELL, cell};
 pub(crate) use root::{host, names, own_directory};
@@ -106,6 +107,7 @@ impl Driver for Native {
     async fn create(&self, spec: Spec) -> Result<Sandbox, Error> {
         let began = Instant::now();
         check(&spec)?;
+        let disks = Disks::of(&spec).await?;
         let spec = Arc::new(spec);
         let Taken { live, pooled } = self.stock.get(spec.clone()).await?;
         let (process, limits) = (live.process, &spec.limits);
@@ -127,6 +129,7 @@ impl Driver for Native {
         );
         say(Facility::DistinctUser, process.identity().status());
         process.cgroups()?.report(limits, &mut say);
+        say(Facility::DiskLimit, disks.status.clone());
         if let (Some(limit), Some(Status::Unavailable(_))) = (limits.pids, report.facilities.get(&Facility::PidLimit))
             && rlimits_are_own()
         {
@@ -134,7 +137,7 @@ impl Driver for Native {
             report.facilities.insert(Facility::PidLimit, status);
         }
         report.demand(&spec.require, self.name())?;
-        Ok(Sandbox::new(Box::new(process), Box::new(reader), Box::new(writer), report))
+        Ok(Sandbox::new(disks.around(Box::new(process)), Box::new(reader), Box::new(writer), report))
     }
 }
 

@@ -126,6 +126,7 @@ impl Oci {
         };
         let by = if gvisor { "an application kernel of its own" } else { "user, mount, pid, net, ipc, uts, cgroup" };
         say(Facility::Namespaces, Status::Enforced(format!("{by}, by {name}")));
+        say(Facility::DiskLimit, limits.without_disk("oci"));
         say(Facility::Capabilities, Status::Enforced("none in any set, no_new_privs".to_owned()));
         say(
             Facility::Seccomp,

@@ -4,6 +4,7 @@
 mod bombs;
 mod calls;
 mod copy;
+mod disk;
 mod drivers;
 mod exec;
 mod heavy;

@@ -59,9 +59,9 @@ async fn bash_says_what_happened() {
     let exact = rig.bash("head -c 102400 /dev/zero | tr '\\0' x").await;
     assert!(exact.len() == 102_400 && !exact.contains("truncated"));
     let more = rig.bash("head -c 102401 /dev/zero | tr '\\0' x").await;
-    assert_eq!(more.len(), 102_400 + "[output truncated]\n".len());
+    assert_eq!(more.len(), 102_400 + "[output truncated: the first 1 bytes are missing]\n".len());
     let wide = rig.bash("for i in $(seq 60000); do printf ü; done; printf x").await;
-    assert!(wide.starts_with("[output truncated]\nü") && !wide.contains('\u{fffd}'));
+    assert!(wide.starts_with("[output truncated: the first 17602 bytes are missing]\nü") && !wide.contains('\u{fffd}'));
 }
 
 #[tokio::test]

@@ -116,6 +116,7 @@ pub(super) fn go_back(home: &Home, store: &Store, id: &Id) -> Result<(), String>
 fn capture(home: &Home, store: &Store, why: String) -> Result<Captured, String> {
     let layers = home.layers().map_err(|error| error.to_string())?;
     let mut layers = layers.ok_or("the session has no workspace yet")?;
+    home.hold(layers.layer).map_err(|error| error.to_string())?;
     let now = now();
     let options = CaptureOptions {
         parent: layers.checkpoint,

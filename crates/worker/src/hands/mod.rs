@@ -5,6 +5,7 @@ mod transaction;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,8 @@ pub(crate) struct Hands {
     /// The checkpoint that a fresh workspace starts from.
     origin: std::sync::Mutex<Option<Id>>,
     live: Arc<Mutex<Option<Live>>>,
+    /// Calls that the sandbox has answered.
+    calls: AtomicU64,
     /// The transactional call that runs or has just ended.
     open: std::sync::Mutex<Option<Open>>,
     /// Calls that were cut off and undone.
@@ -90,6 +93,7 @@ impl Hands {
             observe,
             origin: std::sync::Mutex::default(),
             live,
+            calls: AtomicU64::new(0),
             open: std::sync::Mutex::default(),
             undone: std::sync::Mutex::default(),
             paused,
@@ -218,7 +222,10 @@ impl Hands {
     async fn tool(&self, name: &str, input: serde_json::Value, timeout: Duration) -> Result<ToolOutput, String> {
         let sandbox = self.ready().await?;
         match sandbox.tool(ToolCall { name: name.to_owned(), input, timeout }).await {
-            Ok(output) => Ok(output),
+            Ok(output) => {
+                self.calls.fetch_add(1, Ordering::Relaxed);
+                Ok(output)
+            }
             Err(error) => {
                 tracing::warn!(session = &*self.session, tool = name, %error, "tool failed; the next call gets a new sandbox");
                 self.discard(&sandbox).await;
@@ -254,9 +261,10 @@ impl Hands {
     async fn end(&self, live: &mut Option<Live>) {
         let Some(ended) = live.take() else { return };
         if let Ok(usage) = ended.sandbox.usage().await {
-            tracing::info!(session = &*self.session, ?usage, "sandbox ends");
-            let usage = Box::new(usage);
-            (self.observe)(Observation::SandboxEnded { session: self.session.to_string(), usage });
+            let calls = self.calls.swap(0, Ordering::Relaxed);
+            tracing::info!(session = &*self.session, calls, ?usage, "sandbox ends");
+            let (session, usage) = (self.session.to_string(), Box::new(usage));
+            (self.observe)(Observation::SandboxEnded { session, usage, calls });
         }
         // A call that was cancelled may hold on to it for a moment; the last one to let go ends it.
         if let Some(sandbox) = Arc::into_inner(ended.sandbox)

@@ -12,8 +12,10 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use palisade_checkpoint::{Id, Transaction};
+use palisade_sandbox::disk::{self, Disk, Limit};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use base::Base;
@@ -31,6 +33,16 @@ pub(crate) struct Home {
     layers: PathBuf,
     /// Names of the skills that are in the workspace, as JSON: what may be removed from it.
     skills: PathBuf,
+    /// What the layer and the outputs may hold, each.
+    limit: Limit,
+    disks: Arc<Mutex<Disks>>,
+}
+
+/// The disks that are open: without them there may be nothing where the layer and the outputs are.
+#[derive(Debug, Default)]
+struct Disks {
+    layer: Option<(u64, Option<Disk>)>,
+    outputs: Option<Disk>,
 }
 
 /// What a workspace is made of.
@@ -74,6 +86,8 @@ pub(crate) enum HomeError {
     Seed { path: PathBuf, source: io::Error },
     #[error("cannot read {path}, which says what the workspace is made of: {source}")]
     Read { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Disk(#[from] disk::Error),
     #[error("the checkpoint that the session is to start from: {0}")]
     Origin(#[from] palisade_checkpoint::Error),
     #[error("the base {name} of the workspace is gone from {path}: restore it from a backup, or delete the session")]
@@ -101,8 +115,39 @@ impl Home {
             transaction: root.join(TRANSACTION),
             layers: root.join(LAYERS),
             skills: root.join("skills.json"),
+            limit: Limit::default(),
+            disks: Arc::default(),
             root,
         }
+    }
+
+    /// The same with a limit of what its directories may hold.
+    pub(crate) fn within(self, limit: Limit) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// Has the disks of this layer and of the outputs open until [`Home::release`], where there are or can be any; that a
+    /// limit cannot be had is what the sandbox's report says.
+    pub(crate) fn hold(&self, number: u64) -> Result<(), HomeError> {
+        let mut disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = |directory: &Path| match disk::open(directory, self.limit) {
+            Err(disk::Error::Unavailable(_)) => Ok(None),
+            opened => opened,
+        };
+        if disks.outputs.is_none() {
+            disks.outputs = open(&self.outputs)?;
+        }
+        if disks.layer.as_ref().is_none_or(|(held, _)| *held != number) {
+            disks.layer = None;
+            make(&self.layer(number))?;
+            disks.layer = Some((number, open(&self.layer(number))?));
+        }
+        Ok(())
+    }
+
+    /// Closes the disks. Nothing may be looked for in the layer or the outputs any more.
+    pub(crate) fn release(&self) {
+        *self.disks.lock().unwrap_or_else(PoisonError::into_inner) = Disks::default();
     }
 
     /// The directory of a layer: `upper` in it is what the session changed.
@@ -166,9 +211,9 @@ impl Home {
         };
         let gone = || HomeError::Base { name: layers.base.clone(), path: self.state_dir.join("bases") };
         let base = Base::named(&self.state_dir, &layers.base).ok_or_else(gone)?;
+        self.hold(layers.layer)?;
         let upper = self.layer(layers.layer).join("upper");
         if !upper.exists() {
-            make(&self.layer(layers.layer))?;
             DirBuilder::new()
                 .mode(0o755)
                 .create(&upper)
@@ -181,7 +226,7 @@ impl Home {
 
     /// Removes layers that are no longer part of the workspace.
     fn sweep(&self, kept: u64) {
-        let kept = [kept.to_string(), format!("{kept}.cache")];
+        let kept = [kept.to_string(), format!("{kept}.cache"), format!("{kept}.img")];
         for entry in fs::read_dir(self.root.join("layers")).into_iter().flatten().flatten() {
             let name = entry.file_name();
             if kept.iter().any(|kept| name == **kept) {
@@ -189,7 +234,14 @@ impl Home {
             }
             let path = entry.path();
             let directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            let removed = if directory { remove::remove_tree(&path) } else { fs::remove_file(&path) };
+            let removed = match directory {
+                true => disk::clear(&path).map_err(io::Error::other).and_then(|()| remove::remove_tree(&path)),
+                // A layer's disk goes with its layer.
+                false if path.extension().is_some_and(|kind| kind == "img") && path.with_extension("").is_dir() => {
+                    Ok(())
+                }
+                false => fs::remove_file(&path),
+            };
             if let Err(error) = removed {
                 tracing::warn!(path = %path.display(), %error, "a layer that is not needed any more could not be removed");
             }
@@ -274,6 +326,33 @@ mod tests {
         assert!(matches!(home.make(fresh), Err(HomeError::Read { .. })));
         fs::write(&home.layers, r#"{"base":"gone","checkpoint":null,"layer":1}"#).unwrap();
         assert!(matches!(home.make(fresh), Err(HomeError::Base { .. })));
+    }
+
+    #[test]
+    fn a_limited_layer_is_kept_in_its_disk_and_goes_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = Limit { bytes: Some(16 << 20), inodes: None };
+        let home = Home::of(dir.path(), "sesn_1").within(limit);
+        home.make_root().unwrap();
+        let base = Base::make(dir.path(), None).unwrap();
+        let fresh = || Ok(Layers { base: base.name.clone(), checkpoint: None, layer: 1, taken: Vec::new() });
+        let (layers, _) = home.make(fresh).unwrap();
+        let image = disk::image_of(&home.layer(1));
+        if !image.exists() {
+            return eprintln!("not run here: no file system can be made in a file, or there are project quotas");
+        }
+        fs::write(home.layer(1).join("upper/file"), "content").unwrap();
+        home.release();
+        assert!(!home.layer(1).join("upper").exists());
+        // Another item, which may have no limit any more.
+        let home = Home::of(dir.path(), "sesn_1");
+        home.make(|| unreachable!("it is there")).unwrap();
+        assert_eq!(fs::read_to_string(home.layer(1).join("upper/file")).unwrap(), "content");
+        let home = home.within(limit);
+        home.note_layers(&Layers { layer: 2, ..layers }).unwrap();
+        home.make(|| unreachable!("it is there")).unwrap();
+        assert!(!image.exists() && !home.layer(1).exists() && disk::image_of(&home.layer(2)).exists());
+        assert_eq!(fs::read_dir(home.layer(2).join("upper")).unwrap().count(), 0);
     }
 
     #[test]

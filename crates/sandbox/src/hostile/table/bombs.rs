@@ -40,6 +40,13 @@ pub(super) const PLACES: &[Attempt] = &[
     Attempt::new("places.home-names", "fill the home directory with empty files").by(Way::Bomb(Limit::Names(20_000))),
     Attempt::new("places.run-names", "fill /run with empty files").by(Way::Bomb(Limit::Names(20_000))),
     Attempt::new("places.shared-memory-names", "fill /dev/shm with empty files").by(Way::Bomb(Limit::Names(20_000))),
+    Attempt::new("places.workspace", "fill the workspace").by(Way::Bomb(Limit::Disk(32 << 20))),
+    Attempt::new("places.outputs", "fill the outputs").by(Way::Bomb(Limit::Disk(32 << 20))),
+    Attempt::new("places.workspace-allocation", "allocate more than the workspace holds")
+        .by(Way::Bomb(Limit::Disk(32 << 20))),
+    Attempt::new("places.workspace-names", "fill the workspace with empty files")
+        .by(Way::Bomb(Limit::DiskNames(2_000))),
+    Attempt::new("places.outputs-names", "fill the outputs with empty files").by(Way::Bomb(Limit::DiskNames(2_000))),
     Attempt::new("places.long-file", "make a file longer than allowed").by(Way::Bomb(Limit::File(8 << 20))),
     Attempt::new("places.long-write", "write a file longer than allowed").by(Way::Bomb(Limit::File(8 << 20))),
     Attempt::new("places.long-allocation", "allocate a file longer than allowed").by(Way::Bomb(Limit::File(8 << 20))),

@@ -119,8 +119,8 @@ const GUARANTEES: &[Guarantee] = &[
     },
     Guarantee {
         name: "places",
-        title: "Places in memory and single files are limited",
-        mechanism: "sized tmpfs with limited inodes; a file size limit, hard",
+        title: "Places in memory, on the disk and single files are limited",
+        mechanism: "sized tmpfs with limited inodes; project quota or a file system in a sized file; a file size limit, hard",
         attempts: bombs::PLACES,
     },
     Guarantee {

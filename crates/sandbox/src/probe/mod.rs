@@ -1,6 +1,10 @@
 //! What this machine gives and withholds.
 
+mod place;
+
 use std::fs;
+
+pub use place::probe_place;
 
 use crate::native;
 
