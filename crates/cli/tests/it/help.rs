@@ -42,6 +42,7 @@ const COMMANDS: &[&[&str]] = &[
     &["image", "inspect"],
     &["image", "prune"],
     &["backup"],
+    &["bench"],
     &["checkpoints"],
     &["checkpoints", "diff"],
     &["checkpoints", "export"],
