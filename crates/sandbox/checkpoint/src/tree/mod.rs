@@ -45,8 +45,7 @@ pub(crate) struct Meta {
 impl Meta {
     /// What it holds in memory besides itself, in bytes, about.
     pub(crate) fn held(&self) -> u64 {
-        let of_one = |(name, value): (&Box<[u8]>, &Box<[u8]>)| (name.len() + value.len() + 32) as u64;
-        self.xattrs.iter().map(of_one).sum()
+        self.xattrs.iter().map(|(name, value)| (name.len() + value.len() + 32) as u64).sum()
     }
 }
 
