@@ -60,6 +60,7 @@ async fn a_terminal_has_a_size_job_control_and_an_end() {
     exec.write(b"bash -c 'echo up; sleep 1000'\n").await.unwrap();
     until(&mut exec, "up\r\n").await;
     exec.write(b"\x03").await.unwrap();
+    until(&mut exec, "$ ").await;
     exec.write(b"echo after $?\n").await.unwrap();
     until(&mut exec, "after 130").await;
     exec.write(b"bash -c 'echo up; sleep 1000'\n").await.unwrap();
@@ -72,6 +73,8 @@ async fn a_terminal_has_a_size_job_control_and_an_end() {
     exec.write(b"bash -c 'echo up; cat'\n").await.unwrap();
     until(&mut exec, "up\r\n").await;
     exec.signal(2).await.unwrap();
+    // The shell hears it too, and forgets what was typed before it shows that it is ready again.
+    until(&mut exec, "$ ").await;
     exec.write(b"echo cat $?\n").await.unwrap();
     until(&mut exec, "cat 130").await;
     exec.close_stdin().await.unwrap();

@@ -77,6 +77,8 @@ impl Engine {
             }
         };
         let log = fs::File::create(home.path().join("log")).unwrap();
+        // Podman's monitor leaves a file where it was started when memory runs out.
+        command.current_dir(home.path());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let process = command.spawn().unwrap();
         let scratch = home.path().join("scratch");

@@ -210,6 +210,8 @@ pub(crate) async fn a_terminal_has_jobs(subject: Subject) {
         } else {
             exec.signal(2).await.unwrap();
         }
+        // What is typed before the shell shows that it is ready again may be forgotten.
+        hear(&mut exec, "bash-").await;
         exec.write(format!("echo {typed} $?\n").as_bytes()).await.unwrap();
         hear(&mut exec, &format!("{typed} 130")).await;
     }
