@@ -77,8 +77,9 @@ impl Engine {
             }
         };
         let log = fs::File::create(home.path().join("log")).unwrap();
-        // What an engine leaves in its working directory must not be left here.
-        command.current_dir(home.path()).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        // Podman's monitor leaves a file where it was started when memory runs out.
+        command.current_dir(home.path());
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let process = command.spawn().unwrap();
         let scratch = home.path().join("scratch");
         let mut engine = Engine { process, image: String::new(), socket, scratch, _home: home };
