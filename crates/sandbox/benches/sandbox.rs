@@ -1,12 +1,15 @@
 //! What a sandbox costs: time to the first output, from nothing and from the pool, alone and in a burst; a warm call, a
-//! command, memory while idle.
+//! command, memory while idle; and, when it is asked for by name, `grep` and `glob` on a tree of 100,000 files.
 //!
 //! Prints p50 and p99 of each, in microseconds: percentiles of whole operations are what a session feels. `bwrap`, where it
-//! is installed, is measured beside it with every namespace that it has. Words choose parts: `cold`, `pool`, `burst`,
-//! `warm`, `memory`.
+//! is installed, is measured beside it with every namespace that it has, and so is `rg`. Words choose parts: `cold`, `pool`,
+//! `burst`, `warm`, `memory`; `files`, which writes 600 MB to the temporary folder first, is in no run that does not name it.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a program that measures and says what it found")]
 
+use std::fmt::Write;
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use palisade_sandbox::{Driver, ExecRequest, Native, Options, PoolOptions, Sandbox, Spec, ToolCall};
@@ -90,6 +93,9 @@ async fn measure() {
     if chosen("memory") {
         memory(&home).await;
     }
+    if words.iter().any(|word| word == "files") {
+        files(&home).await;
+    }
 }
 
 async fn cold(home: &TempDir) {
@@ -129,7 +135,7 @@ fn bwrap() {
     let mut times = Vec::new();
     for _ in 0..200 {
         let began = Instant::now();
-        let Ok(done) = std::process::Command::new("bwrap").args(words.split_whitespace()).output() else { return };
+        let Ok(done) = Command::new("bwrap").args(words.split_whitespace()).output() else { return };
         assert!(done.status.success());
         times.push(began.elapsed());
     }
@@ -227,5 +233,106 @@ async fn memory(home: &TempDir) {
         .collect();
     if let Some(shell) = shells.first() {
         println!("its shell                          {} KiB", private(shell));
+    }
+}
+
+/// `grep` and `glob` inside, `rg` outside, on the same tree with the same meaning.
+async fn files(home: &TempDir) {
+    let root = home.path().join("workspace");
+    plant(&root);
+    let sandbox = create(home).await;
+    let pid = sandbox.pid().unwrap().to_string();
+    println!("private memory of a fresh cell     {} KiB", private(&pid));
+    for (name, pattern) in [
+        ("rare literal", "the_only_needle"),
+        ("rare regex", r"[a-z]+_need[a-z]+\s*=\s*\d{3}"),
+        ("common regex", r"fn [a-z]+_\d+\("),
+    ] {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            ours.push(search(&sandbox, "grep", pattern).await);
+            let words = ["--no-ignore", "--line-number", "--no-heading", "--glob=!node_modules", "--regexp", pattern];
+            theirs.extend(peer(&words, &root));
+        }
+        compare(&format!("grep: {name}"), ours, theirs);
+    }
+    for pattern in ["**/*.rs", "**/file7_0.rs"] {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            ours.push(search(&sandbox, "glob", pattern).await);
+            theirs.extend(peer(&["--no-ignore", "--files", "--glob", pattern], &root));
+        }
+        compare(&format!("glob: {pattern}"), ours, theirs);
+    }
+    println!("private memory after the searches  {} KiB", private(&pid));
+}
+
+const ROUNDS: usize = 11;
+
+/// A thousand directories of a hundred files, from half a KiB to 8 KiB each, one of five of them a `.rs`.
+fn plant(root: &Path) {
+    let mut state = 1u32;
+    let mut next = |below: u32| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) % below
+    };
+    for directory in 0..1000 {
+        let at = root.join(format!("part{}/unit{directory}/src", directory % 25));
+        fs::create_dir_all(&at).unwrap();
+        for file in 0..100 {
+            let size = 512 + next(7680) as usize;
+            let mut text = String::new();
+            while text.len() < size {
+                let _ = match next(6) {
+                    0 => writeln!(text, "    fn name_{}(given: &str) -> usize {{", next(1000)),
+                    1 => writeln!(text),
+                    2 => writeln!(
+                        text,
+                        "        // what this does is said by a line of about this length, number {}",
+                        next(99)
+                    ),
+                    3 => writeln!(text, "        let value_{} = given.len() + {};", next(100), next(100)),
+                    4 => writeln!(text, "    }}"),
+                    _ => writeln!(text, "        needles.push(value_{}.min({}));", next(100), next(1000)),
+                };
+            }
+            if directory % 250 == 7 && file == 0 {
+                text.push_str("let the_only_needle = 123;\n");
+            }
+            let kind = ["rs", "ts", "md", "py", "json"][file % 5];
+            fs::write(at.join(format!("file{directory}_{file}.{kind}")), text).unwrap();
+        }
+    }
+}
+
+async fn search(sandbox: &Sandbox, name: &str, pattern: &str) -> Duration {
+    let input = json!({"pattern": pattern});
+    let began = Instant::now();
+    let call = ToolCall { name: name.to_owned(), input, timeout: Duration::from_secs(60) };
+    let output = sandbox.tool(call).await.unwrap();
+    assert!(!output.is_error && output.content[0]["text"] != "no matches");
+    began.elapsed()
+}
+
+/// The same by a peer, if it is installed.
+fn peer(words: &[&str], root: &Path) -> Option<Duration> {
+    let began = Instant::now();
+    let done = Command::new("rg").args(words).arg(root).output().ok()?;
+    assert!(done.status.success() && !done.stdout.is_empty());
+    Some(began.elapsed())
+}
+
+fn compare(name: &str, mut ours: Vec<Duration>, mut theirs: Vec<Duration>) {
+    ours.sort();
+    theirs.sort();
+    let mine = ours[ours.len() / 2];
+    match theirs.get(theirs.len() / 2) {
+        Some(other) => println!(
+            "{name:<34} p50 {:>7} us   rg {:>7} us   ratio {:.2}",
+            mine.as_micros(),
+            other.as_micros(),
+            mine.as_secs_f64() / other.as_secs_f64()
+        ),
+        None => println!("{name:<34} p50 {:>7} us   rg is not installed", mine.as_micros()),
     }
 }

@@ -77,12 +77,78 @@ pub enum Error {
         cause: io::Error,
     },
     /// Something that must be enforced is not.
-    #[error("{facility} is required and not available on this machine: {reason}")]
+    #[error("{facility} is required and the {driver} driver does not have it here: {reason}")]
     Required {
         /// What.
         facility: Facility,
+        /// The driver.
+        driver: &'static str,
         /// Why not.
         reason: String,
+    },
+    /// A driver cannot be had, or not with these options.
+    #[error("the {driver} driver: {why}")]
+    Driver {
+        /// Its name.
+        driver: String,
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// A driver's own directory cannot be used.
+    #[error("preparing the driver's directory {path}: {cause}", path = path.display())]
+    Scratch {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// A container runtime could not be run.
+    #[error("{runtime} cannot be run: {cause}: install it, or name the runtime by its path")]
+    NoRuntime {
+        /// The program.
+        runtime: String,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// A container runtime refused.
+    #[error("{runtime} {step}: {said}")]
+    Runtime {
+        /// The program.
+        runtime: String,
+        /// What it was told to do.
+        step: &'static str,
+        /// What it said.
+        said: String,
+    },
+    /// A container engine cannot be reached, or refused.
+    #[error("{step} through the container engine at {socket}: {said}")]
+    Engine {
+        /// Its socket.
+        socket: String,
+        /// What it was asked for.
+        step: &'static str,
+        /// What it said.
+        said: String,
+    },
+    /// An image is not named by its digest, or is not there.
+    #[error("the image {image}: {why}")]
+    Image {
+        /// What was given.
+        image: String,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// A container is not as it was ordered. It has been removed.
+    #[error(
+        "the container was not made with {field} as asked: {wanted} was asked for and {found} is in force; it has been removed"
+    )]
+    Hardening {
+        /// The field of the runtime's or the engine's interface.
+        field: &'static str,
+        /// What was asked for.
+        wanted: String,
+        /// What is in force.
+        found: String,
     },
     /// The cell did not come up in time.
     #[error("the sandbox did not come up within {0} s")]

@@ -1,7 +1,8 @@
 //! Linux isolation: one hardened sandbox per session.
 //!
-//! [`Native`] makes sandboxes out of namespaces, mounts, seccomp, Landlock, capabilities and cgroups, with or without root.
-//! Inside, PID 1 is the cell: it runs tools and commands and speaks with this crate over one socket.
+//! [`Native`] makes sandboxes out of namespaces, mounts, seccomp, Landlock, capabilities and cgroups, with or without root;
+//! [`Oci`] has them made by a container runtime, [`Docker`] by a container engine; [`Bare`] makes none, for development.
+//! Inside, PID 1 is the cell: it runs tools and commands and speaks with this crate over one stream.
 //!
 //! Architecture invariant: nothing of the worker crosses into a sandbox but the [`Spec`]: no descriptor, no variable, no
 //! memory. What cannot be enforced on a machine is said in the [`Report`], and refused when the spec requires it.
@@ -9,19 +10,29 @@
 #![allow(unsafe_code, reason = "isolation is made of system calls; each block says why it is sound")]
 
 pub mod disk;
+mod docker;
 mod error;
+mod handshake;
 pub mod hostile;
 mod native;
+mod oci;
 mod pool;
 mod probe;
+mod process;
+mod registry;
 mod sandbox;
+mod scratch;
 mod spec;
 
+pub use docker::{Docker, DockerOptions};
 pub use error::Error;
 pub use native::{Native, Options};
+pub use oci::{Oci, OciOptions};
 pub use palisade_cell::{End, Process, Size, archive};
 pub use pool::PoolOptions;
 pub use probe::{Probe, probe, probe_place};
+pub use process::{Bare, BareOptions};
+pub use registry::{DRIVERS, DriverOptions, driver};
 pub use sandbox::{
     CommandUsage, Connection, Exec, ExecRequest, ExitStatus, Input, Output, Sandbox, ToolCall, ToolOutput, ToolUsage,
 };

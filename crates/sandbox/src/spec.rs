@@ -5,6 +5,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::Error;
+
 /// Describes a sandbox.
 #[derive(Debug, Clone)]
 pub struct Spec {
@@ -171,6 +173,21 @@ pub enum Facility {
     Freeze,
 }
 
+impl Facility {
+    /// All of them.
+    pub const ALL: [Facility; 9] = [
+        Facility::Namespaces,
+        Facility::DistinctUser,
+        Facility::Seccomp,
+        Facility::Landlock,
+        Facility::Capabilities,
+        Facility::MemoryLimit,
+        Facility::PidLimit,
+        Facility::CpuLimit,
+        Facility::Freeze,
+    ];
+}
+
 impl fmt::Display for Facility {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -217,6 +234,19 @@ impl Report {
     pub fn enforces(&self, facility: Facility) -> bool {
         matches!(self.facilities.get(&facility), Some(Status::Enforced(_)))
     }
+
+    /// Refuses what is required and not in force.
+    pub(crate) fn demand(&self, require: &[Facility], driver: &'static str) -> Result<(), Error> {
+        for &facility in require {
+            let reason = match self.facilities.get(&facility) {
+                Some(Status::Enforced(_)) => continue,
+                Some(Status::Unavailable(reason)) => reason.clone(),
+                Some(Status::Unused) | None => "no limit is set in the spec".to_owned(),
+            };
+            return Err(Error::Required { facility, driver, reason });
+        }
+        Ok(())
+    }
 }
 
 /// What a sandbox has used so far. None where the machine or the driver does not say.
@@ -236,13 +266,23 @@ pub struct Usage {
     pub disk_bytes: Option<u64>,
 }
 
-/// What a driver can do.
+/// What a driver can do. What a machine then gives is in the [`Report`] of each sandbox.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// Works without root.
     pub rootless: bool,
-    /// Can save and restore the file system's state.
+    /// Can have a workspace in layers, of which a checkpoint captures the uppermost.
     pub snapshot: bool,
+    /// Can stop all processes at once.
+    pub freeze: bool,
+    /// Can write the processes to disk and wake them later.
+    pub hibernate: bool,
     /// Can pass GPUs on.
     pub gpu: bool,
+    /// Gives each sandbox host users of its own.
+    pub user_namespaces: bool,
+    /// Keeps the network out.
+    pub network_isolation: bool,
+    /// Limits memory, processes and processor time.
+    pub resource_limits: bool,
 }

@@ -20,7 +20,7 @@ use crate::options::Options;
 use crate::pace::{Backoff, unit};
 use crate::perimeter::Registry;
 use crate::session::{self, Context, End};
-use crate::skills::{self, SkillError};
+use crate::skills::{self, SkillError, UnpackError};
 use crate::wire::{Session, SkillRef, WorkItem, sessions_token};
 use crate::worker::Slot;
 use crate::workspace::{Base, Home};
@@ -303,7 +303,7 @@ async fn prepare_skills(
                 home.note_skills(&ours).map_err(|error| error.to_string())?;
             }
             let unpacked = skills::install(fetched, place.clone(), before).await;
-            if let Err(SkillError::Occupied(_)) = &unpacked {
+            if let Err(SkillError::Unpack(UnpackError::Occupied(_))) = &unpacked {
                 // What is there is the session's own; it must not be taken for ours at the end.
                 ours.retain(|known| *known != name);
                 home.note_skills(&ours).map_err(|error| error.to_string())?;

@@ -79,9 +79,13 @@ pub(crate) fn between((least, most): (Duration, Duration), unit: f64) -> Duratio
     least + most.saturating_sub(least).mul_f64(unit)
 }
 
-/// The wall clock, in Unix seconds. The only place that reads it.
-#[expect(clippy::disallowed_methods, reason = "this is the clock that is handed in")]
+/// The present time. The only place that reads the machine's clock.
+#[expect(clippy::disallowed_methods, reason = "this is where the machine's clock is read")]
+pub(crate) fn now() -> std::time::SystemTime {
+    std::time::SystemTime::now()
+}
+
+/// The wall clock, in Unix seconds.
 pub(crate) fn unix_now() -> u64 {
-    let now = std::time::SystemTime::now();
-    now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs()
+    now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs()
 }

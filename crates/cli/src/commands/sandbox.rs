@@ -1,14 +1,15 @@
 //! `palisade sandbox`: what sandboxes on this machine keep in.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use palisade_sandbox::hostile::{self, Guarantee, Outcome as Made, Verdict};
-use palisade_sandbox::{Driver, Native, Options as NativeOptions};
+use palisade_sandbox::{Options as NativeOptions, Rootfs};
 use serde_json::json;
 
 use crate::cli::block_on;
+use crate::commands::drivers::DriverArgs;
 use crate::output::{Context as _, DIM, Failure, GREEN, Outcome, Output, RED, YELLOW, note};
 
 /// Look at sandboxes.
@@ -26,9 +27,14 @@ pub(crate) enum SandboxCommand {
                         against a guarantee."
 )]
 pub(crate) struct TestArgs {
-    /// What makes the sandboxes.
-    #[arg(long, value_name = "DRIVER", default_value = "native")]
-    driver: String,
+    #[command(flatten)]
+    driver: DriverArgs,
+    /// A root file system for them, instead of the host's own programs.
+    #[arg(long, value_name = "DIR", help_heading = "Driver")]
+    rootfs: Option<PathBuf>,
+    /// The image of the engine's sandboxes, by digest or id.
+    #[arg(long, value_name = "IMAGE", help_heading = "Driver")]
+    image: Option<String>,
     /// Only attempts whose names begin with this, such as `network` or `kernel.unshare-user`.
     #[arg(long, value_name = "PREFIX", default_value = "")]
     only: String,
@@ -41,14 +47,6 @@ pub(crate) fn run(command: &SandboxCommand, out: Output) -> Outcome {
     match command {
         SandboxCommand::Test(args) if args.list => list(args, out),
         SandboxCommand::Test(args) => test(args, out),
-    }
-}
-
-/// The driver of this name.
-fn driver(name: &str) -> Outcome<Arc<dyn Driver>> {
-    match name {
-        "native" => Ok(Arc::new(Native::new(NativeOptions::default()))),
-        _ => Err(Failure::new(format!("there is no driver {name:?}")).fix("use native")),
     }
 }
 
@@ -82,23 +80,26 @@ fn list(args: &TestArgs, out: Output) -> Outcome {
 
 fn test(args: &TestArgs, out: Output) -> Outcome {
     check_selection(&args.only)?;
-    let driver = driver(&args.driver)?;
     // One of the attempts looks for a variable of this process, which must have it from the beginning.
     if std::env::var_os(hostile::VARIABLE).is_none() {
         return again();
     }
-    let options = hostile::Options { only: args.only.clone(), ..hostile::Options::default() };
-    let mut done = 0;
-    let made = block_on(hostile::run(driver.clone(), &options, |made| {
-        done += 1;
-        if !out.is_json() && !matches!(made.verdict, Verdict::Refused(_)) {
-            note(format!("{}: {}", made.attempt.name, made.verdict));
-        } else if !out.is_json() && done % 50 == 0 {
-            note(format!("{done} attempts made"));
-        }
-    }))?
-    .context("the attempts cannot be made")?;
-    Ok(show(driver.name(), &made, out))
+    let rootfs = args.rootfs.clone().map_or(Rootfs::Host, Rootfs::Directory);
+    let options = hostile::Options { only: args.only.clone(), rootfs };
+    block_on(async {
+        let driver = args.driver.open(NativeOptions::default(), args.image.as_deref(), None).await?;
+        let mut done = 0;
+        let made = hostile::run(driver.clone(), &options, |made| {
+            done += 1;
+            if !out.is_json() && !matches!(made.verdict, Verdict::Refused(_)) {
+                note(format!("{}: {}", made.attempt.name, made.verdict));
+            } else if !out.is_json() && done % 50 == 0 {
+                note(format!("{done} attempts made"));
+            }
+        });
+        let made = made.await.context("the attempts cannot be made")?;
+        Ok(show(driver.name(), &made, out))
+    })?
 }
 
 /// This command once more, with the variable.

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{StateDir, block_on};
+use crate::commands::drivers::DriverArgs;
 use crate::local::{self, LogFormat};
 use crate::output::{Context as _, Failure, Outcome, Output};
 use crate::secret::{self, Secret, Source};
@@ -109,7 +110,9 @@ pub(crate) struct ServingArgs {
     /// The sandbox's read-only root file system, instead of the host's own programs.
     #[arg(long, value_name = "DIR", help_heading = "Sandbox")]
     rootfs: Option<PathBuf>,
-    /// An image of `palisade image` as the sandbox's root file system, named by digest.
+    #[command(flatten)]
+    driver: DriverArgs,
+    /// An image of `palisade image` as the sandbox's root file system, named by digest; with the docker driver one of the engine's.
     #[arg(long, value_name = "IMAGE", conflicts_with = "rootfs", help_heading = "Sandbox")]
     image: Option<String>,
     /// Where images are; otherwise `images` in the state directory that `palisade image` uses.
@@ -168,7 +171,7 @@ pub(crate) struct ServingArgs {
 
 impl ServingArgs {
     /// Puts these choices into a worker's options.
-    pub(crate) fn apply(&self, options: &mut Options) -> Outcome<()> {
+    pub(crate) async fn apply(&self, options: &mut Options) -> Outcome<()> {
         let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
         let mib = |mib: u32| u64::from(mib) << 20;
         let some = |number: u64| (number > 0).then_some(number);
@@ -189,15 +192,18 @@ impl ServingArgs {
         options.allow_preview = self.allow_preview;
         options.ssh = self.ssh;
         options.rootfs = match (&self.rootfs, &self.image) {
+            (_, Some(_)) if self.driver.has_engine() => Rootfs::Host,
             (_, Some(image)) => Rootfs::Layers(self.image(image, options)?),
             (Some(directory), None) => Rootfs::Directory(directory.clone()),
             (None, None) => Rootfs::Host,
         };
         options.gpus.clone_from(&self.gpu);
-        options.driver = Arc::new(Native::new(palisade_sandbox::Options {
+        let native = palisade_sandbox::Options {
             pool: PoolOptions::of(usize::from(self.pool)),
             ..palisade_sandbox::Options::default()
-        }));
+        };
+        let scratch = options.state_dir.join("containers");
+        options.driver = self.driver.open(native, self.image.as_deref(), Some(scratch)).await?;
         if self.transactional && self.checkpoint_before == Calls::Off {
             return Err(Failure::new("--transactional cannot be used")
                 .why("a call is undone by going back to the checkpoint before it, and none is taken")
@@ -386,10 +392,10 @@ pub(crate) fn run(args: &WorkerArgs, out: Output) -> Outcome {
     options.mode = args.mode()?;
     options.insecure_http = args.insecure_http;
     options.ca_file.clone_from(&args.ca_file);
-    args.serving.apply(&mut options)?;
     options.on_event = (!args.quiet).then(|| observer(out));
-    let worker = Worker::new(options).map_err(|why| failed(&why))?;
     let summary: Summary = block_on(async {
+        args.serving.apply(&mut options).await?;
+        let worker = Worker::new(options).map_err(|why| failed(&why))?;
         let stop = CancellationToken::new();
         let mut work = tokio::spawn(worker.run(stop.clone()));
         let ended = tokio::select! {

@@ -3,14 +3,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use palisade_cell::archive;
 
 /// Does what the word says: `pack` a path to standard output, or `unpack` standard input there.
 pub(crate) fn run(word: &OsStr, path: Option<OsString>) -> ExitCode {
-    let path = Path::new("/workspace").join(PathBuf::from(path.unwrap_or_default()));
+    // Where it was started is the sandbox's working directory.
+    let path = std::env::current_dir().unwrap_or_default().join(path.unwrap_or_default());
     let moved = match word.to_str() {
         Some("pack") => archive::pack(&path, io::stdout().lock()).map_err(|why| why.to_string()),
         Some("unpack") => archive::unpack(io::stdin().lock(), &path).map_err(|why| why.to_string()),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use palisade_cell::{
-    End, LEAST_CHARGE, MAX_ATTACHED, MAX_COMMANDS, OUTPUT_WINDOW, Process, Reply, Size, Wanted, charge,
+    Claim, End, LEAST_CHARGE, MAX_ATTACHED, MAX_COMMANDS, OUTPUT_WINDOW, Process, Reply, Size, Wanted, charge,
 };
 
 use crate::link::Link;
@@ -70,7 +70,7 @@ enum Room {
 }
 
 impl Command {
-    fn start(wanted: Wanted, base: &[(String, String)]) -> io::Result<Command> {
+    fn start(wanted: Wanted, base: &[(String, String)], workdir: &str) -> io::Result<Command> {
         let own = "/proc/self/exe";
         let file =
             if wanted.own { own } else { wanted.argv.first().ok_or_else(|| io::Error::other("argv is empty"))? };
@@ -88,7 +88,7 @@ impl Command {
             file,
             argv: &wanted.argv,
             env: &env,
-            cwd: if wanted.cwd.is_empty() { "/workspace" } else { &wanted.cwd },
+            cwd: if wanted.cwd.is_empty() { workdir } else { &wanted.cwd },
             descriptors: &[],
             terminal: None,
             session: false,
@@ -405,12 +405,14 @@ pub(crate) struct Commands {
     /// Which command a listener hears.
     listening: HashMap<u64, u64>,
     env: Vec<(String, String)>,
+    workdir: String,
     link: Arc<Link>,
 }
 
 impl Commands {
-    pub(crate) fn new(env: Vec<(String, String)>, link: Arc<Link>) -> Commands {
-        Commands { all: BTreeMap::new(), listening: HashMap::new(), env, link }
+    pub(crate) fn new(claim: &Claim, link: Arc<Link>) -> Commands {
+        let (env, workdir) = (claim.env.clone(), claim.workdir.clone());
+        Commands { all: BTreeMap::new(), listening: HashMap::new(), env, workdir, link }
     }
 
     /// Starts a command. It is answered through the link.
@@ -444,7 +446,7 @@ impl Commands {
             let Some(command) = old.and_then(|old| self.all.remove(&old)) else { break };
             self.let_go(&command);
         }
-        Command::start(wanted, &self.env)
+        Command::start(wanted, &self.env, &self.workdir)
     }
 
     /// Tells those who still hear a command that is forgotten.

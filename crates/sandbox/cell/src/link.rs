@@ -1,7 +1,6 @@
 //! The way back to the worker.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
 use palisade_cell::{Reply, write_frame};
@@ -12,8 +11,8 @@ use crate::tools::Output;
 pub(crate) struct Link(Mutex<File>);
 
 impl Link {
-    pub(crate) fn new(to: OwnedFd) -> Link {
-        Link(Mutex::new(File::from(to)))
+    pub(crate) fn new(to: File) -> Link {
+        Link(Mutex::new(to))
     }
 
     /// Sends a frame; without a worker there is nobody to hear it, and this process is about to end.

@@ -8,34 +8,29 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use palisade_cell::{BIRTH, BIRTH_IN_GROUP, BIRTH_WITH_GROUPS, Nursery, Ready, VERSION, write_frame};
 
 use crate::sys::{self, check, prctl};
 use crate::walls::{self, Failed, Step, network};
-use crate::{SENSELESS, SOCKET, receive, shell, tell};
+use crate::{SENSELESS, SOCKET, receive, shell, take_over_streams, tell};
 
 /// The user inside.
 const INSIDE: libc::uid_t = 1000;
 
 /// Serves births until the worker closes the socket. Returns in each new cell, with its socket.
-pub(crate) fn run() -> Result<UnixStream, ExitCode> {
-    if prepare().is_err() {
-        return Err(ExitCode::from(SENSELESS));
-    }
-    // SAFETY: `prepare` has put the worker's socket there.
-    let mut socket = unsafe { UnixStream::from_raw_fd(SOCKET) };
+pub(crate) fn run() -> Result<File, ExitCode> {
+    let Ok(socket) = prepare() else { return Err(ExitCode::from(SENSELESS)) };
     let senseless = |_| ExitCode::from(SENSELESS);
-    let (wanted, _, descriptors) = receive::<Nursery>(&mut socket).map_err(senseless)?;
+    let (wanted, _, descriptors) = receive::<Nursery>(&socket).map_err(senseless)?;
     if wanted.version != VERSION {
         return Err(ExitCode::from(SENSELESS));
     }
     if let Some(root) = &wanted.root {
-        tell(&mut socket, walls::template(root, descriptors))?;
+        tell(&socket, walls::template(root, descriptors))?;
     }
-    write_frame(&mut socket, &Ready::Built { notes: Vec::new() }, &[]).map_err(|_| ExitCode::FAILURE)?;
+    write_frame(&mut &socket, &Ready::Built { notes: Vec::new() }, &[]).map_err(|_| ExitCode::FAILURE)?;
     drop(wanted);
     let thread = thread_id();
     let mut ahead = false;
@@ -74,27 +69,11 @@ pub(crate) fn run() -> Result<UnixStream, ExitCode> {
     }
 }
 
-/// Takes what the worker's way of starting this process has left: its own descriptors must not reach cells, and signals
-/// that the worker ignores must not be ignored by commands.
-fn prepare() -> io::Result<()> {
+/// Becomes a process that knows nothing of the worker; returns its socket.
+fn prepare() -> io::Result<File> {
     // The worker's end also tells by closing, so it does not matter if it has ended before this.
     prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as libc::c_ulong, 0, 0, 0])?;
-    // SAFETY: no pointers; nothing but the standard descriptors is in use yet.
-    check(unsafe { libc::syscall(libc::SYS_close_range, SOCKET, u32::MAX, 0) })?;
-    // SAFETY: no pointers.
-    check(unsafe { libc::dup3(0, SOCKET, libc::O_CLOEXEC) }.into())?;
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    for standard in 0..SOCKET {
-        // SAFETY: no pointers; the standard descriptors are nobody's.
-        check(unsafe { libc::dup2(null.as_raw_fd(), standard) }.into())?;
-    }
-    shell::reserve()?;
-    for signal in 1..=libc::SIGRTMAX() {
-        if signal != libc::SIGPIPE {
-            // SAFETY: the default needs no handler. What cannot be set is at its default already.
-            unsafe { libc::signal(signal, libc::SIG_DFL) };
-        }
-    }
+    let [socket] = take_over_streams()?;
     // What is made here is for the users of sandboxes, whatever the worker keeps to itself.
     // SAFETY: no pointers, and no failure.
     unsafe { libc::umask(0o022) };
@@ -103,7 +82,8 @@ fn prepare() -> io::Result<()> {
         // Without root the worker could then not map the users of cells.
         prctl(libc::PR_SET_DUMPABLE, [0, 0, 0, 0])?;
     }
-    prctl(libc::PR_SET_NAME, [c"palisade-cell".as_ptr() as libc::c_ulong, 0, 0, 0])
+    prctl(libc::PR_SET_NAME, [c"palisade-cell".as_ptr() as libc::c_ulong, 0, 0, 0])?;
+    Ok(socket)
 }
 
 /// Where the C library keeps the number of this thread: in the copy it must be the copy's. Kernels that do not say so
@@ -166,23 +146,23 @@ fn clone(group: Option<&OwnedFd>, thread: u64, ahead: bool) -> io::Result<Option
 }
 
 /// The cell's first moments: it lets go of all that was the nursery's, and becomes its user once that is mapped.
-fn born(own: OwnedFd, groups: bool, ahead: bool) -> Result<UnixStream, ExitCode> {
+fn born(own: OwnedFd, groups: bool, ahead: bool) -> Result<File, ExitCode> {
     // The parent says when the user is mapped; if it dies first, so does this.
     if take_over(own).is_err() {
         return Err(ExitCode::from(SENSELESS));
     }
     // SAFETY: the descriptor was just put there and belongs to nobody else.
-    let mut socket = unsafe { UnixStream::from_raw_fd(SOCKET) };
+    let mut socket = unsafe { File::from_raw_fd(SOCKET) };
     if !ahead {
         let up = network::loopback().step("loopback", "lo");
-        tell(&mut socket, up)?;
+        tell(&socket, up)?;
     }
     let mut word = [0];
     if io::Read::read_exact(&mut socket, &mut word).is_err() {
         return Err(ExitCode::FAILURE);
     }
     let become_user = become_user(groups);
-    tell(&mut socket, become_user)?;
+    tell(&socket, become_user)?;
     Ok(socket)
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A frame is a length (u32, little-endian) that counts what follows, the length of the header (u32), the header as JSON,
 //! and raw bytes. Cells are born in a nursery, whose first frame is [`Nursery`]: after its answer every byte that it hears,
-//! with a socket, is the wish for one more cell. The first frame to the cell is [`Setup`], the second [`Claim`]; it
-//! answers each with [`Ready`]. From then on frames carry [`Request`]s one way and [`Reply`]s the other.
+//! with a socket, is the wish for one more cell. Where the walls are not the cell's own it is a program by itself, told so
+//! by [`STDIO`]. The first frame to the cell is [`Setup`], the second [`Claim`]; it answers each with [`Ready`]. From then on frames carry [`Request`]s one way and [`Reply`]s the other.
 
 use std::io::{self, Read, Write};
 
@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Raised with every change of a frame; both ends are built together, so they must be equal.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
+/// The argument of a cell that is not born in a nursery: it speaks through standard input and output, as a container runtime
+/// passes nothing else on.
+pub const STDIO: &str = "stdio";
 /// The longest frame: a document of 20 MiB in base64, and room.
 pub const MAX_FRAME: usize = 32 << 20;
 
@@ -72,7 +75,9 @@ pub struct Root {
 pub struct Setup {
     /// [`VERSION`].
     pub version: u32,
-    /// The root to build; none where the nursery has one.
+    /// Whose walls the sandbox has.
+    pub place: Place,
+    /// The root to build; none where the nursery has one, or where the walls are not the cell's own.
     pub root: Option<Root>,
     /// Size of `/tmp` and of the home directory, each, in bytes.
     pub tmp_bytes: u64,
@@ -86,6 +91,19 @@ pub struct Setup {
     pub leave_early: bool,
 }
 
+/// Whose walls a sandbox has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// The cell builds them: mounts, links, files and the host name are its work.
+    Own,
+    /// A container runtime has built them. The cell checks that it was left no privilege, and adds the filters that it
+    /// can.
+    Given,
+    /// There are none: the cell is a plain process among others.
+    Bare,
+}
+
 /// The second frame: whose sandbox it is. Its raw bytes are the filter that takes the rest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Claim {
@@ -97,6 +115,8 @@ pub struct Claim {
     pub hostname: String,
     /// The environment of commands.
     pub env: Vec<(String, String)>,
+    /// The working directory of commands and tools.
+    pub workdir: String,
     /// Roots that the file tools may use, with whether they may write there.
     pub roots: Vec<(String, bool)>,
 }
@@ -152,6 +172,12 @@ pub enum Ready {
     Up {
         /// The Landlock ABI in force; zero when there is none.
         landlock_abi: i32,
+        /// Whether the system-call filters are in force.
+        seccomp: bool,
+        /// Whether others were before them: those of a container runtime.
+        filtered: bool,
+        /// What could not be done and was not required.
+        notes: Vec<String>,
     },
     /// A step failed.
     Failed {
@@ -269,7 +295,7 @@ pub struct Wanted {
     pub own: bool,
     /// Variables on top of the sandbox's own.
     pub env: Vec<(String, String)>,
-    /// The working directory; `/workspace` when it is empty.
+    /// The working directory; the sandbox's own when it is empty.
     pub cwd: String,
     /// Whether its standard input is a pipe; else it is empty.
     pub stdin: bool,

@@ -4,6 +4,8 @@ use std::fs;
 
 use palisade_cell::Process;
 
+use crate::reaper;
+
 /// Processes that are told of at a time, and bytes of each one's arguments.
 const MOST: usize = 2048;
 const ARGUMENTS: usize = 1024;
@@ -12,12 +14,7 @@ const ARGUMENTS: usize = 1024;
 pub(crate) fn list(mut commands: Vec<Process>) -> Vec<Process> {
     let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
     let uptime = uptime.split('.').next().and_then(|seconds| seconds.parse::<u64>().ok()).unwrap_or(0);
-    let mut pids: Vec<i32> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
+    let mut pids = reaper::all();
     pids.sort_unstable();
     for pid in pids.into_iter().take(MOST) {
         let Some(seen) = look(pid, uptime) else { continue };

@@ -1,8 +1,10 @@
-//! PID 1 collects every process that ends: those that it started itself, and orphans.
+//! PID 1, or who stands in for it, collects every process that ends: those that it started itself, and orphans.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
+
+use palisade_cell::Place;
 
 use crate::sys::{self, check, interest};
 
@@ -18,11 +20,15 @@ pub(crate) struct Ended {
 
 /// Hears of processes that have ended. Whoever starts a process does so on the thread that collects, so that nothing is
 /// collected before it is known.
-pub(crate) struct Reaper(OwnedFd);
+pub(crate) struct Reaper {
+    ends: OwnedFd,
+    /// Whether other processes than this one's descendants can be seen: then this is not PID 1, and they are not its own.
+    among_others: bool,
+}
 
 impl Reaper {
     /// To be made before the first thread: all of them must leave the signal to this one.
-    pub(crate) fn new() -> io::Result<Reaper> {
+    pub(crate) fn new(place: Place) -> io::Result<Reaper> {
         // SAFETY: a set of zeros is valid, and is filled before it is used; all pointers live through their calls.
         let fd = unsafe {
             let mut set: libc::sigset_t = std::mem::zeroed();
@@ -32,13 +38,14 @@ impl Reaper {
             check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK).into())?
         };
         // SAFETY: the descriptor was just made and belongs to nobody else.
-        Ok(Reaper(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) }))
+        let ends = unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) };
+        Ok(Reaper { ends, among_others: place == Place::Bare })
     }
 
     /// Collects what has ended and says so of each; whether somebody is left.
     pub(crate) fn collect(&self, mut each: impl FnMut(i32, Ended)) -> bool {
         // Signals of the same kind become one: taken first, so that none that comes later is lost.
-        let _ = sys::read(&self.0, &mut [0; 128]);
+        let _ = sys::read(&self.ends, &mut [0; 128]);
         loop {
             let mut status = 0;
             // SAFETY: a structure of zeros is valid; both live through the call.
@@ -65,22 +72,45 @@ impl Reaper {
         }
     }
 
-    /// Kills every process but this one, all at the same instant, so that nothing that forks can get away; and waits until
-    /// they have been collected, as they count as processes until then.
+    /// Kills every process of the sandbox but this one, all at the same instant, so that nothing that forks can get away; and
+    /// waits until they have been collected, as they count as processes until then.
     pub(crate) fn kill_all(&self, mut each: impl FnMut(i32, Ended)) {
-        sys::kill(-1, libc::SIGKILL);
+        if !self.among_others {
+            sys::kill(-1, libc::SIGKILL);
+        }
         // What does not even die is left to whoever starts the next process to find out.
         let until = Instant::now() + Duration::from_secs(2);
         while self.collect(&mut each) && Instant::now() < until {
-            let _ = sys::poll(&mut [interest(self.0.as_raw_fd(), libc::POLLIN)], Some(until));
+            if self.among_others {
+                kill_descendants();
+            }
+            let _ = sys::poll(&mut [interest(self.ends.as_raw_fd(), libc::POLLIN)], Some(until));
         }
     }
 }
 
 impl AsRawFd for Reaper {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.ends.as_raw_fd()
     }
+}
+
+/// Kills all that has come from this process, one by one: orphans have come to it, so they are found below it, and what they
+/// start meanwhile is found after their end.
+fn kill_descendants() {
+    let own = own();
+    descendants(own).into_iter().filter(|pid| *pid != own).for_each(|pid| sys::kill(pid, libc::SIGKILL));
+}
+
+/// The number of this process.
+fn own() -> i32 {
+    // SAFETY: no pointers.
+    unsafe { libc::getpid() }
+}
+
+/// The processes of this sandbox: this one and all that has come from it.
+pub(crate) fn all() -> Vec<i32> {
+    descendants(own())
 }
 
 /// All processes that descend from `root`, and `root`, children last.

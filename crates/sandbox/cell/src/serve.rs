@@ -4,11 +4,12 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use palisade_cell::{Claim, Process, Reply, Request, check_length, decode};
+use palisade_cell::{Claim, Place, Process, Reply, Request, check_length, decode};
 use serde_json::Value;
 
 use crate::connect::Connections;
@@ -18,34 +19,40 @@ use crate::ps;
 use crate::reaper::Reaper;
 use crate::shell::{self, Call, Shell};
 use crate::sys::{self, interest};
-use crate::tools::{self, Output, Roots};
+use crate::tools::{self, Output, Roots, Stop};
 
 /// Calls of file tools that wait.
 const LIMIT: usize = 64;
 /// Calls of file tools that run at the same time.
 const THREADS: usize = 8;
+/// What a thread that runs file tools may use for its calls, in bytes.
+pub(crate) const TOOL_STACK: usize = 512 << 10;
 /// A thread that was started for a burst of calls ends when there was none for so long.
 const LINGER: Duration = Duration::from_secs(5);
 /// What is read of the worker's words at a time.
 const HEARD: usize = 16 << 10;
 
 /// Serves until the worker's side closes. Nothing here waits for anything inside the sandbox.
-pub(crate) fn serve(from: OwnedFd, to: OwnedFd, claim: Claim) {
+pub(crate) fn serve(from: File, to: File, place: Place, claim: Claim) {
     let link = Arc::new(Link::new(to));
     // Before the first thread.
-    let Ok(reaper) = Reaper::new() else { return };
-    let Some(pool) = Pool::start(Roots::new(&claim.roots), link.clone()) else { return };
+    let Ok(reaper) = Reaper::new(place) else { return };
+    let Some(pool) = Pool::start(Roots::new(&claim.workdir, &claim.roots), link.clone()) else { return };
     let mut cell = Cell {
-        ears: Ears { from: File::from(from), bytes: Vec::new(), used: 0 },
-        commands: Commands::new(claim.env.clone(), link.clone()),
+        ears: Ears { from, bytes: Vec::new(), used: 0 },
+        commands: Commands::new(&claim, link.clone()),
         connections: Connections::new(link.clone()),
-        shell: Shell::new(claim.env, link),
+        shell: Shell::new(claim, link),
         reaper,
         pool,
         buffer: vec![0; BUFFER],
     };
     let mut watched = Vec::new();
     while cell.turn(&mut watched).is_ok() {}
+    if place == Place::Bare {
+        // Without a process namespace nothing else ends what was started.
+        cell.reaper.kill_all(|_, _| {});
+    }
 }
 
 struct Cell {
@@ -134,7 +141,7 @@ impl Cell {
                 }
             }
             Request::Cancel { id } => {
-                if !self.commands.cancel(id) && !self.connections.cancel(id) {
+                if !self.commands.cancel(id) && !self.connections.cancel(id) && !self.pool.cancel(id) {
                     self.shell.cancel(id);
                 }
             }
@@ -207,6 +214,8 @@ struct Pool {
 #[derive(Default)]
 struct Work {
     jobs: VecDeque<Job>,
+    /// Calls that run, each with what tells it to end.
+    running: Vec<(u64, Arc<AtomicBool>)>,
     idle: usize,
     threads: usize,
 }
@@ -224,7 +233,7 @@ impl Pool {
 
     fn thread(self: &Arc<Pool>, stays: bool) -> bool {
         let pool = self.clone();
-        let thread = std::thread::Builder::new().name("tools".to_owned()).stack_size(512 << 10);
+        let thread = std::thread::Builder::new().name("tools".to_owned()).stack_size(TOOL_STACK);
         thread.spawn(move || pool.run(stays)).is_ok()
     }
 
@@ -249,20 +258,38 @@ impl Pool {
         self.more.notify_one();
     }
 
+    /// Gives a call up: whoever wanted it waits for no answer. Whether it was here.
+    fn cancel(&self, id: u64) -> bool {
+        let mut work = self.lock();
+        if let Some((_, cancelled)) = work.running.iter().find(|(running, _)| *running == id) {
+            cancelled.store(true, Ordering::Relaxed);
+            return true;
+        }
+        let before = work.jobs.len();
+        work.jobs.retain(|job| !matches!(job, Job::Tool { id: waiting, .. } if *waiting == id));
+        work.jobs.len() < before
+    }
+
     fn run(&self, stays: bool) {
         let mut work = self.lock();
         loop {
             if let Some(job) = work.jobs.pop_front() {
-                drop(work);
                 match job {
                     Job::Tool { id, name, input } => {
-                        self.link.answer(id, tools::run(&self.roots, &name, &input), None);
+                        let cancelled = Arc::new(AtomicBool::new(false));
+                        work.running.push((id, cancelled.clone()));
+                        drop(work);
+                        let output = tools::run(&self.roots, &name, &input, &Stop::when(cancelled));
+                        self.link.answer(id, output, None);
+                        work = self.lock();
+                        work.running.retain(|(running, _)| *running != id);
                     }
                     Job::Processes { id, commands } => {
+                        drop(work);
                         self.link.send(&Reply::Processes { id, processes: ps::list(commands) }, &[]);
+                        work = self.lock();
                     }
                 }
-                work = self.lock();
                 continue;
             }
             work.idle += 1;

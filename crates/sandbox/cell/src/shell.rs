@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use palisade_cell::Claim;
 use serde_json::Value;
 
 use crate::link::Link;
@@ -35,6 +36,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// The shell of this sandbox: one command at a time, in the order in which they came.
 pub(crate) struct Shell {
     env: Vec<(String, String)>,
+    workdir: String,
     link: Arc<Link>,
     calls: VecDeque<Call>,
     live: Option<Live>,
@@ -95,8 +97,9 @@ enum Ended {
 }
 
 impl Shell {
-    pub(crate) fn new(env: Vec<(String, String)>, link: Arc<Link>) -> Shell {
-        Shell { env, link, calls: VecDeque::new(), live: None, running: None, hear_after: None }
+    pub(crate) fn new(claim: Claim, link: Arc<Link>) -> Shell {
+        let Claim { env, workdir, .. } = claim;
+        Shell { env, workdir, link, calls: VecDeque::new(), live: None, running: None, hear_after: None }
     }
 
     /// Takes a call, which is answered through the link. It is begun by [`Shell::settle`].
@@ -240,7 +243,7 @@ impl Shell {
             file: program,
             argv: &[program.to_owned(), "--noprofile".to_owned(), "--norc".to_owned()],
             env: &env,
-            cwd: "/workspace",
+            cwd: &self.workdir,
             descriptors: &[(in_read.as_raw_fd(), 0), (out, 1), (out, 2), (status_write.as_raw_fd(), STATUS)],
             terminal: None,
             session: true,

@@ -194,3 +194,9 @@ pub(crate) fn nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }.into()).map(drop)
 }
+
+/// Gives free memory back to the kernel.
+pub(crate) fn give_back_memory() {
+    // SAFETY: no pointers; only memory that nobody holds is given back.
+    unsafe { libc::malloc_trim(0) };
+}

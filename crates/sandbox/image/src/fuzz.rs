@@ -5,8 +5,10 @@ use std::io::{Seek as _, Write as _};
 use std::path::Path;
 
 use crate::archive::Files;
+use crate::layout::{Layout, LayoutError};
 use crate::manifest;
 use crate::policy::{Limits, Platform};
+use crate::reference::{LocalFormat, LocalReference};
 use crate::unpack::{self, Ownership, UnpackError};
 
 /// Unpacks bytes as a layer into an empty directory.
@@ -48,4 +50,24 @@ pub fn archive(path: &Path, scratch: &Path, limits: &Limits) -> std::io::Result<
     };
     let files = Files::open(path, unpacked, limits)?;
     files.read("manifest.json", limits.document_bytes).map(drop)
+}
+
+/// Looks for an image in an archive at a path, taken for each of the forms that an archive can have.
+///
+/// # Errors
+/// What the last of them is refused for.
+pub fn layout(path: &Path, scratch: &Path, limits: &Limits) -> Result<(), LayoutError> {
+    let open = |format| {
+        let reference = LocalReference { format, path: path.to_owned(), name: None, digest: None };
+        let unpacked = || {
+            let file = scratch.join("archive");
+            std::fs::File::options().read(true).write(true).create(true).truncate(true).open(file)
+        };
+        let layout = Layout::open(&reference, unpacked, limits)?;
+        let (digest, _) = layout.top(&reference)?;
+        layout.signatures(digest).map(drop)
+    };
+    // What the archive seems to be decides only between the two.
+    let _ = Layout::format(path, limits);
+    open(LocalFormat::OciArchive).or_else(|_| open(LocalFormat::DockerArchive))
 }

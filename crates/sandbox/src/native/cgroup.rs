@@ -74,7 +74,7 @@ pub(crate) fn layout() -> &'static Layout {
         delegate(&find(&mounts, &own));
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut layout = find(&mounts, &own);
-        sweep(&layout);
+        sweep(&layout, true);
         for place in layout.places() {
             if place.as_ref().is_some_and(|place| !usable(&place.directory)) {
                 *place = None;
@@ -137,16 +137,22 @@ fn delegation<'a>(missing: &[&'a str], available: &str, members: &str, own: u32)
     (!enable.is_empty()).then_some(Delegation { leave, enable })
 }
 
+/// Removes the groups of workers that have ended since this one looked last, frozen ones too.
+pub(crate) fn sweep_again() {
+    sweep(layout(), false);
+}
+
 /// Removes the groups of workers that ended without doing so themselves. What still runs in them is killed first: it
-/// belongs to nobody.
-fn sweep(layout: &Layout) {
+/// belongs to nobody. `first` says that this worker has made no group yet, so that what has its number is a predecessor's:
+/// in a container that is started again every worker has the same.
+fn sweep(layout: &Layout, first: bool) {
     let mut layout = layout.clone();
     let unified = layout.unified.take();
     let places = layout.places().map(|place| place.take().map(|place| place.directory));
     for place in places.into_iter().flatten().chain(unified) {
         for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
             let owner = entry.file_name().to_str().and_then(owner);
-            if owner.is_some_and(is_gone) {
+            if owner.is_some_and(|pid| is_gone(pid, first)) {
                 clear(&entry.path());
             }
         }
@@ -158,10 +164,9 @@ fn owner(name: &str) -> Option<u32> {
     name.strip_prefix("palisade-")?.split_once('-')?.0.parse().ok()
 }
 
-/// Whether the worker of this number has ended. This one has made no group yet, so what has its number is a
-/// predecessor's: in a container that is started again every worker has the same.
-fn is_gone(pid: u32) -> bool {
-    pid == std::process::id() || fs::symlink_metadata(format!("/proc/{pid}")).is_err()
+/// Whether the worker of this number has ended; `own` is the answer for this one.
+fn is_gone(pid: u32, own: bool) -> bool {
+    if pid == std::process::id() { own } else { fs::symlink_metadata(format!("/proc/{pid}")).is_err() }
 }
 
 /// Ends what is in a group and removes it.
@@ -262,7 +267,7 @@ fn find(mounts: &str, own: &str) -> Layout {
 impl Cgroups {
     /// Makes the group that the sandbox is born in, where there is a unified hierarchy; the others come with
     /// [`Cgroups::fill`].
-    pub(super) fn birthplace() -> Result<Cgroups, Error> {
+    pub(crate) fn birthplace() -> Result<Cgroups, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let name = format!("palisade-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut groups = Cgroups { name, ..Cgroups::default() };
@@ -286,7 +291,7 @@ impl Cgroups {
     }
 
     /// Makes the groups that the limits ask for and the machine allows, and those that freeze and count.
-    pub(super) fn fill(&mut self, limits: &Limits) -> Result<(), Error> {
+    pub(crate) fn fill(&mut self, limits: &Limits) -> Result<(), Error> {
         let layout = layout();
         if let (Some(bytes), Some(place)) = (limits.memory_bytes, &layout.memory) {
             let group = self.make(place)?;
@@ -354,7 +359,7 @@ impl Cgroups {
     }
 
     /// Moves a process, and what it will start, into all groups but the one that it was born in.
-    pub(super) fn add(&self, pid: i32, born: bool) -> Result<(), Error> {
+    pub(crate) fn add(&self, pid: i32, born: bool) -> Result<(), Error> {
         for group in &self.all {
             if !(born && self.unified.as_ref() == Some(group)) {
                 write(&group.join("cgroup.procs"), &pid.to_string())?;
@@ -364,7 +369,7 @@ impl Cgroups {
     }
 
     /// Stops every process of the sandbox; returns when none runs.
-    pub(super) fn freeze(&self) -> Result<(), Error> {
+    pub(crate) fn freeze(&self) -> Result<(), Error> {
         if let Some(group) = &self.unified {
             write(&group.join("cgroup.freeze"), "1")?;
             return self.settle(&group.join("cgroup.events"), |text| text.lines().any(|line| line == "frozen 1"));
@@ -393,7 +398,7 @@ impl Cgroups {
     }
 
     /// Lets the processes go on.
-    pub(super) fn thaw(&self) -> Result<(), Error> {
+    pub(crate) fn thaw(&self) -> Result<(), Error> {
         if let Some(group) = &self.unified {
             return write(&group.join("cgroup.freeze"), "0");
         }
@@ -404,7 +409,7 @@ impl Cgroups {
     }
 
     /// What the sandbox has used.
-    pub(super) fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
         let field = |path: PathBuf, name: &str| {
             let text = fs::read_to_string(path).ok()?;
@@ -430,6 +435,22 @@ impl Cgroups {
         }
     }
 
+    /// The files through which a process enters all groups by writing `0`: what it starts is in them from its first moment.
+    pub(crate) fn doors(&self) -> Result<Vec<fs::File>, Error> {
+        let open = |group: &PathBuf| {
+            let path = group.join("cgroup.procs");
+            fs::OpenOptions::new().write(true).open(&path).map_err(|cause| Error::Cgroup { path, cause })
+        };
+        self.all.iter().map(open).collect()
+    }
+
+    /// Ends whatever is still in the groups, and removes them.
+    pub(crate) fn clear(self) {
+        for group in &self.all {
+            clear(group);
+        }
+    }
+
     /// Removes the groups of a sandbox that has ended.
     pub(crate) fn remove(self) {
         for group in &self.all {
@@ -438,7 +459,7 @@ impl Cgroups {
     }
 
     /// Whether the sandbox can be stopped as a whole.
-    pub(super) fn can_freeze(&self) -> bool {
+    pub(crate) fn can_freeze(&self) -> bool {
         self.unified.is_some() || self.freezer.is_some()
     }
 
@@ -532,7 +553,9 @@ mod tests {
     fn groups_tell_whose_they_are() {
         assert_eq!(owner("palisade-17-3"), Some(17));
         assert_eq!([owner("palisade-worker"), owner("palisade--1"), owner("user.slice")], [None; 3]);
-        assert!(is_gone(std::process::id()) && is_gone(u32::MAX) && !is_gone(1));
+        assert!(is_gone(std::process::id(), true) && is_gone(u32::MAX, false) && !is_gone(1, true));
+        // Later, what has it is alive.
+        assert!(!is_gone(std::process::id(), false));
     }
 
     #[test]

@@ -19,11 +19,11 @@ use crate::{Error, Status};
 /// The first host user for sandboxes; chosen outside of what distributions and subordinate ranges give out.
 pub(super) const FIRST: u32 = 0x7000_0000;
 /// Users of one sandbox: what the files of an image may belong to.
-pub(super) const RANGE: u32 = 1 << 16;
+pub(crate) const RANGE: u32 = 1 << 16;
 /// Sandboxes at a time on one machine.
 const COUNT: u32 = 1 << 15;
 /// The user inside.
-pub(super) const INSIDE: u32 = 1000;
+pub(crate) const INSIDE: u32 = 1000;
 /// Directories in directories that are given away; what is deeper stays whose it is.
 const DEEPEST: usize = 128;
 
@@ -45,7 +45,7 @@ pub(crate) fn is_root() -> bool {
 
 impl Identity {
     /// Claims a range of users; without root it is the caller.
-    pub(super) fn take() -> Result<Identity, Error> {
+    pub(crate) fn take() -> Result<Identity, Error> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if !is_root() {
             let (first, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -70,10 +70,15 @@ impl Identity {
     }
 
     /// The map of users, and that of groups, as the kernel takes them.
-    pub(super) fn maps(&self) -> [String; 2] {
+    pub(crate) fn maps(&self) -> [String; 2] {
         let count = if self.own() { RANGE } else { 1 };
         let inside = if self.own() { 0 } else { INSIDE };
         [self.first, self.group].map(|first| format!("{inside} {first} {count}"))
+    }
+
+    /// The host's number for root inside, with a range.
+    pub(crate) fn root(&self) -> u32 {
+        self.first
     }
 
     /// The host's number for the user inside.
@@ -92,7 +97,7 @@ impl Identity {
 
 /// Makes what belongs to root belong to `user`, so that it can be written inside. A tree whose top belongs to somebody else
 /// is left as it is.
-pub(super) fn give(path: &Path, user: u32) -> rustix::io::Result<()> {
+pub(crate) fn give(path: &Path, user: u32) -> rustix::io::Result<()> {
     let top = openat(rustix::fs::CWD, path, DIRECTORY, Mode::empty())?;
     if fstat(&top)?.st_uid != 0 {
         return Ok(());

@@ -13,7 +13,7 @@ use crate::Error;
 
 /// Makes detached mounts whose owners are those of one sandbox.
 #[derive(Debug)]
-pub(super) struct Idmap<'a> {
+pub(crate) struct Idmap<'a> {
     identity: &'a Identity,
     /// The sandbox's own user namespace: what is 1000 on disk is 1000 inside.
     straight: OwnedFd,
@@ -26,8 +26,15 @@ impl<'a> Idmap<'a> {
         Ok(Idmap { identity, straight: straight.into() })
     }
 
+    /// For a sandbox that is not there yet.
+    pub(crate) fn ahead(identity: &'a Identity) -> Result<Idmap<'a>, Error> {
+        let [users, groups] = identity.maps();
+        let straight = namespace(&users, &groups).map_err(Error::UserMap)?;
+        Ok(Idmap { identity, straight })
+    }
+
     /// A detached mount of `path`. What belongs to the owner of its top on disk belongs to the user inside.
-    pub(super) fn mount(&self, path: &Path, writable: bool) -> Result<OwnedFd, Error> {
+    pub(crate) fn mount(&self, path: &Path, writable: bool) -> Result<OwnedFd, Error> {
         let wrong = |cause| Error::Directory { path: path.to_owned(), cause };
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = open_tree(rustix::fs::CWD, path, flags).map_err(|why| wrong(why.into()))?;

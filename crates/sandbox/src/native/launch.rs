@@ -93,7 +93,7 @@ pub(super) fn make_for(base: &Base, spec: &Spec) -> Result<Live, Error> {
 
 fn up(process: Process, stream: tokio::net::UnixStream, notes: Vec<String>, answer: Ready) -> Result<Live, Error> {
     match answer {
-        Ready::Up { landlock_abi } => Ok(Live { process, stream, notes, landlock_abi }),
+        Ready::Up { landlock_abi, .. } => Ok(Live { process, stream, notes, landlock_abi }),
         other => Err(failed(other)),
     }
 }
@@ -121,7 +121,7 @@ fn wrong(why: io::Error) -> Error {
 }
 
 /// What an answer means that is not the one that was waited for.
-pub(super) fn failed(answer: Ready) -> Error {
+pub(crate) fn failed(answer: Ready) -> Error {
     match answer {
         Ready::Failed { step, errno, detail } => {
             Error::Build { step, detail, cause: io::Error::from_raw_os_error(errno) }

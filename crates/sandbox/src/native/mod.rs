@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use palisade_cell::{Claim, Root, Setup, VERSION};
+use palisade_cell::{Claim, Place, Root, Setup, VERSION, encode};
 
 use crate::disk::Disks;
 use crate::{
@@ -24,13 +24,17 @@ use crate::{
 };
 use stock::{Stock, Taken};
 
-pub(crate) use cgroup::layout as cgroups;
-pub(crate) use identity::is_root;
+pub(crate) use cgroup::{Cgroups, layout as cgroups, sweep_again};
+pub(crate) use identity::{INSIDE, Identity, RANGE, give, is_root};
+pub(crate) use idmap::Idmap;
 pub(crate) use idmap::possible as idmapped;
+pub(crate) use launch::failed;
+pub(crate) use program::{CELL, cell};
+pub(crate) use root::{host, names, own_directory};
 
 /// Whether the cell's program can be prepared.
 pub(crate) fn program() -> io::Result<()> {
-    program::cell().map(drop)
+    cell().map(drop)
 }
 
 /// The Landlock ABI of this kernel; zero without Landlock.
@@ -42,7 +46,7 @@ pub(crate) fn landlock_abi() -> i64 {
 }
 
 /// A sandbox that takes longer than this to come up never will.
-const START: Duration = Duration::from_secs(20);
+pub(crate) const START: Duration = Duration::from_secs(20);
 
 /// How sandboxes are made.
 #[derive(Debug, Clone, Default)]
@@ -89,7 +93,16 @@ impl Driver for Native {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { rootless: true, snapshot: false, gpu: false }
+        Capabilities {
+            rootless: true,
+            snapshot: true,
+            freeze: true,
+            gpu: true,
+            user_namespaces: true,
+            network_isolation: true,
+            resource_limits: true,
+            ..Capabilities::default()
+        }
     }
 
     async fn create(&self, spec: Spec) -> Result<Sandbox, Error> {
@@ -124,22 +137,12 @@ impl Driver for Native {
             let status = Status::Enforced(format!("{limit} processes, as a resource limit of the sandbox's user"));
             report.facilities.insert(Facility::PidLimit, status);
         }
-        for &facility in &spec.require {
-            match report.facilities.get(&facility) {
-                Some(Status::Enforced(_)) => {}
-                Some(Status::Unavailable(reason)) => {
-                    return Err(Error::Required { facility, reason: reason.clone() });
-                }
-                Some(Status::Unused) | None => {
-                    return Err(Error::Required { facility, reason: "no limit is set in the spec".to_owned() });
-                }
-            }
-        }
+        report.demand(&spec.require, self.name())?;
         Ok(Sandbox::new(disks.around(Box::new(process)), Box::new(reader), Box::new(writer), report))
     }
 }
 
-fn check(spec: &Spec) -> Result<(), Error> {
+pub(crate) fn check(spec: &Spec) -> Result<(), Error> {
     let name = |text: &str| {
         !text.is_empty()
             && text.len() <= 64
@@ -275,6 +278,7 @@ fn setup(base: &Base, root: Option<Root>) -> Setup {
     rlimits.extend(limits.file_bytes.map(|limit| (libc::RLIMIT_FSIZE, limit)));
     Setup {
         version: VERSION,
+        place: Place::Own,
         root,
         tmp_bytes: limits.tmp_bytes,
         shm_bytes: limits.shm_bytes,
@@ -293,6 +297,20 @@ fn claim(spec: &Spec, session: root::Session) -> Claim {
         overlays: session.overlays,
         hostname: spec.hostname.clone(),
         env: environment(spec),
+        workdir: "/workspace".to_owned(),
         roots,
     }
+}
+
+/// Both frames of a sandbox whose walls are somebody else's, for a change before they are encoded.
+pub(crate) fn frames(spec: &Spec) -> (Setup, Claim) {
+    let setup = Setup { place: Place::Given, ..setup(&Base::of(spec), None) };
+    (setup, claim(spec, root::Session::default()))
+}
+
+/// The two as bytes, with the filters that go with them.
+pub(crate) fn encoded((setup, claim): &(Setup, Claim)) -> Result<Vec<u8>, Error> {
+    let mut bytes = encode(setup, seccomp::base()).map_err(Error::Protocol)?;
+    bytes.extend(encode(claim, seccomp::seal()).map_err(Error::Protocol)?);
+    Ok(bytes)
 }

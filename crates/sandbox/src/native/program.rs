@@ -6,10 +6,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 
 /// The cell, built for this target by the build script.
-static CELL: &[u8] = include_bytes!(env!("PALISADE_CELL"));
+pub(crate) static CELL: &[u8] = include_bytes!(env!("PALISADE_CELL"));
 
 /// A descriptor to execute the cell from. Nobody can change what is behind it, the sandbox included.
-pub(super) fn cell() -> io::Result<&'static OwnedFd> {
+pub(crate) fn cell() -> io::Result<&'static OwnedFd> {
     static PROGRAM: OnceLock<Result<OwnedFd, i32>> = OnceLock::new();
     let made = PROGRAM.get_or_init(|| seal().map_err(|why| why.raw_os_error().unwrap_or(libc::EIO)));
     made.as_ref().map_err(|errno| io::Error::from_raw_os_error(*errno))

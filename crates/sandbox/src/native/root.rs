@@ -110,23 +110,7 @@ impl Plan {
         for layer in layers {
             self.0.layers.push(sources.add(layer, false)?);
         }
-        // The sandbox's user has a name: programs ask for it.
-        for (name, line, own) in [
-            ("etc/passwd", "agent:x:1000:1000:agent:/home/agent:/bin/sh\n", ":1000:"),
-            ("etc/group", "agent:x:1000:\n", ":1000:"),
-        ] {
-            let mut text = read_beneath(layers, name)?;
-            let known = text.lines().any(|line| line.splitn(3, ':').nth(2).is_some_and(|id| id.starts_with(&own[1..])));
-            if !known {
-                if !text.is_empty() && !text.ends_with('\n') {
-                    text.push('\n');
-                }
-                text.push_str(line);
-                self.0.files.push((format!("/{name}"), text));
-            }
-        }
-        self.0.files.push(("/etc/hosts".to_owned(), HOSTS.to_owned()));
-        self.0.files.push(("/etc/hostname".to_owned(), "sandbox\n".to_owned()));
+        self.0.files.extend(names(layers)?);
         Ok(())
     }
 
@@ -172,6 +156,36 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// The host's programs and libraries, without devices.
+pub(crate) fn host() -> Result<Root, Error> {
+    let mut plan = Plan::default();
+    plan.host()?;
+    Ok(plan.0)
+}
+
+/// What the root of an image needs besides: names, in files.
+pub(crate) fn names(layers: &[PathBuf]) -> Result<Vec<(String, String)>, Error> {
+    let mut files = Vec::new();
+    // The sandbox's user has a name: programs ask for it.
+    for (name, line, own) in [
+        ("etc/passwd", "agent:x:1000:1000:agent:/home/agent:/bin/sh\n", ":1000:"),
+        ("etc/group", "agent:x:1000:\n", ":1000:"),
+    ] {
+        let mut text = read_beneath(layers, name)?;
+        let known = text.lines().any(|line| line.splitn(3, ':').nth(2).is_some_and(|id| id.starts_with(&own[1..])));
+        if !known {
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            text.push_str(line);
+            files.push((format!("/{name}"), text));
+        }
+    }
+    files.push(("/etc/hosts".to_owned(), HOSTS.to_owned()));
+    files.push(("/etc/hostname".to_owned(), "sandbox\n".to_owned()));
+    Ok(files)
 }
 
 /// What is mounted for one session.
@@ -250,7 +264,7 @@ fn bind(source: Source, target: &str, writable: bool) -> Bind {
 }
 
 /// Makes a directory that the user inside can write, if it is not there.
-fn own_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn own_directory(path: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o755).create(path) {
         Ok(()) if identity::is_root() => chown(path, Some(INSIDE), Some(INSIDE)),
         Err(why) if why.kind() == io::ErrorKind::AlreadyExists => Ok(()),

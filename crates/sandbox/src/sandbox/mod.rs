@@ -4,14 +4,13 @@ mod exec;
 mod link;
 
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use palisade_cell::{Process, Ready, Request, Wanted, check_length, decode};
+use palisade_cell::{Process, Request, Wanted};
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -303,22 +302,10 @@ impl Drop for Sandbox {
     }
 }
 
-/// The cell's first word.
-pub(crate) async fn ready(reader: &mut Source) -> Result<Ready, Error> {
-    let mut length = [0; 4];
-    reader.read_exact(&mut length).await.map_err(ended)?;
-    let mut frame = vec![0; check_length(length).map_err(Error::Protocol)?];
-    reader.read_exact(&mut frame).await.map_err(ended)?;
-    let (ready, _) = decode(&frame).map_err(Error::Protocol)?;
-    Ok(ready)
-}
-
-fn ended(why: io::Error) -> Error {
-    if why.kind() == io::ErrorKind::UnexpectedEof { Error::Ended } else { Error::Protocol(why) }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use palisade_cell::{Reply, encode};
     use tokio::io::AsyncWriteExt as _;
     use tokio::sync::Semaphore;

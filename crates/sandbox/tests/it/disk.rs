@@ -78,7 +78,7 @@ async fn a_limit_that_is_required_and_cannot_be_had_is_refused() {
     // Smaller than any file system, in a directory of somebody's own.
     spec.limits.disk_bytes = Some(1 << 20);
     match create(&driver, spec).await {
-        Err(Error::Required { facility: Facility::DiskLimit, reason }) => assert!(!reason.is_empty()),
+        Err(Error::Required { facility: Facility::DiskLimit, reason, .. }) => assert!(!reason.is_empty()),
         Ok(sandbox) => assert!(sandbox.report().enforces(Facility::DiskLimit)),
         Err(why) => panic!("{why}"),
     }

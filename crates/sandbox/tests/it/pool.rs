@@ -169,6 +169,7 @@ const AGAIN: &[&str] = &[
     "bombs::forks_without_end",
     "bombs::places_in_memory_have_a_size",
     "calls::nobody_has_a_capability_or_gets_one",
+    "calls::other_ways_into_the_kernel_are_closed",
     "calls::the_cell_survives_what_is_done_to_it",
     "calls::the_sandbox_has_every_namespace_of_its_own",
     "lifecycle::a_command_runs_as_nobody_special",

@@ -1,11 +1,12 @@
 //! Checkpoints of the session's workspace, and going back to one.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use palisade_checkpoint::{CaptureOptions, Captured, Checkpoint, Id, Ownership, Store};
 
 use super::Hands;
 use crate::observe::Observation;
+use crate::pace::now;
 use crate::workspace::{Home, KEPT, Layers, Taken};
 
 /// Whom files belong to inside, where everything on disk is the worker's own.
@@ -116,7 +117,7 @@ fn capture(home: &Home, store: &Store, why: String) -> Result<Captured, String> 
     let layers = home.layers().map_err(|error| error.to_string())?;
     let mut layers = layers.ok_or("the session has no workspace yet")?;
     home.hold(layers.layer).map_err(|error| error.to_string())?;
-    let now = SystemTime::now();
+    let now = now();
     let options = CaptureOptions {
         parent: layers.checkpoint,
         ownership: ownership(),

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::PoisonError;
-use std::time::SystemTime;
 
 use palisade_checkpoint::{Action, Facts, State, Store, Transaction, recover as decide};
 
@@ -10,6 +9,7 @@ use super::checkpoint::go_back;
 use super::{Hands, Open};
 use crate::ledger::Call;
 use crate::options::Before;
+use crate::pace::now;
 use crate::workspace::Home;
 
 impl Hands {
@@ -33,7 +33,7 @@ impl Hands {
                 return Ok(());
             }
             let before = captured.checkpoint.id;
-            Transaction::prepared(&*self.session, &call.id, before, SystemTime::now())
+            Transaction::prepared(&*self.session, &call.id, before, now())
                 .write(&self.plan.home.transaction)
                 .map_err(|error| error.to_string())
         });
@@ -122,7 +122,7 @@ impl Hands {
 pub(super) fn recover(home: &Home, store: &Store, session: &str) -> Result<Option<String>, String> {
     let path = &home.transaction;
     let Some(open) = Transaction::read(path).map_err(|error| error.to_string())? else { return Ok(None) };
-    let now = SystemTime::now();
+    let now = now();
     let restorable = store.show(&open.before).is_ok();
     // There is no network in a sandbox; what was written to outputs and memory stays.
     let action = decide(open.state, Facts { restorable, reached_outside: false });
@@ -159,7 +159,7 @@ pub(super) fn recover(home: &Home, store: &Store, session: &str) -> Result<Optio
 fn keep(path: &Path, call: &str) -> palisade_checkpoint::Result<()> {
     match Transaction::read(path)? {
         Some(open) if open.call == call && open.state == State::Prepared => {
-            let now = SystemTime::now();
+            let now = now();
             let executed = open.step(State::Executed, None, now)?;
             executed.write(path)?;
             let committed = executed.step(State::Committed, None, now)?;

@@ -38,8 +38,8 @@ mod tests {
         fs::create_dir(&kept).unwrap();
         fs::create_dir_all(tree.join("a/b")).unwrap();
         std::os::unix::fs::symlink(&kept, tree.join("a/b/link")).unwrap();
-        fs::set_permissions(tree.join("a/b"), Permissions::from_mode(0)).unwrap();
-        fs::set_permissions(tree.join("a"), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(tree.join("a/b"), Permissions::from_mode(0o000)).unwrap();
+        fs::set_permissions(tree.join("a"), Permissions::from_mode(0o000)).unwrap();
         open_up(&tree).unwrap();
         assert!(tree.join("a/b/link").is_symlink());
         remove_tree(&tree).unwrap();

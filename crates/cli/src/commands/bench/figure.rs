@@ -6,25 +6,26 @@ use serde_json::{Map, Value, json};
 
 use crate::output::Output;
 
-/// One figure, side by side with a peer's where there is one.
+/// One figure, side by side with those of peers where there are any.
 #[derive(Debug, Clone)]
 pub(super) struct Figure {
     name: &'static str,
     value: f64,
     unit: &'static str,
-    peer: Option<(&'static str, f64)>,
+    peers: Vec<(&'static str, f64)>,
     details: Map<String, Value>,
 }
 
 impl Figure {
     pub(super) fn new(name: &'static str, value: f64, unit: &'static str) -> Figure {
-        Figure { name, value, unit, peer: None, details: Map::new() }
+        Figure { name, value, unit, peers: Vec::new(), details: Map::new() }
     }
 
     /// Beside it: the same thing done by something else. Of all figures that have a peer the smaller one is the better.
     #[must_use]
-    pub(super) fn beside(self, peer: &'static str, value: f64) -> Figure {
-        Figure { peer: Some((peer, value)), ..self }
+    pub(super) fn beside(mut self, peer: &'static str, value: f64) -> Figure {
+        self.peers.push((peer, value));
+        self
     }
 
     /// Something that the figure depends on or consists of.
@@ -44,31 +45,41 @@ impl Figure {
         self.name
     }
 
-    fn ratio(&self) -> Option<f64> {
-        self.peer.filter(|_| self.value > 0.0).map(|(_, value)| value / self.value)
+    /// How many times a peer's value is this one.
+    fn ratio(&self, value: f64) -> Option<f64> {
+        (self.value > 0.0).then(|| value / self.value)
     }
 
     /// Hands it to programs, and what it says to the table.
     pub(super) fn show(&self, out: Output) -> Vec<String> {
         let mut object = json!({"figure": self.name, "value": rounded(self.value), "unit": self.unit});
-        if let Some((peer, value)) = self.peer {
+        // The first one stands for all where only one is looked for.
+        if let Some(&(peer, value)) = self.peers.first() {
             object["peer"] = json!(peer);
             object["peer_value"] = json!(rounded(value));
-            object["ratio"] = json!(self.ratio().map(rounded));
+            object["ratio"] = json!(self.ratio(value).map(rounded));
+        }
+        if self.peers.len() > 1 {
+            let peers = self.peers.iter().map(|&(peer, value)| {
+                let ratio = self.ratio(value).map(rounded);
+                (peer.to_owned(), json!({"value": rounded(value), "ratio": ratio}))
+            });
+            object["peers"] = Value::Object(peers.collect());
         }
         for (detail, value) in &self.details {
             object[detail] = value.clone();
         }
         out.object(&object);
-        let peer = self.peer.map(|(peer, value)| format!("{peer} {}", rounded(value))).unwrap_or_default();
-        let ratio = self.ratio().map(|ratio| format!("{ratio:.1}×")).unwrap_or_default();
+        let peers: Vec<_> = self.peers.iter().map(|(peer, value)| format!("{peer} {}", rounded(*value))).collect();
+        let ratios: Vec<_> =
+            self.peers.iter().filter_map(|(_, value)| Some(format!("{:.1}×", self.ratio(*value)?))).collect();
         let details: Vec<_> = self.details.iter().map(|(detail, value)| format!("{detail}={value}")).collect();
         vec![
             self.name.to_owned(),
             rounded(self.value).to_string(),
             self.unit.to_owned(),
-            peer,
-            ratio,
+            peers.join(", "),
+            ratios.join(", "),
             details.join(" "),
         ]
     }
@@ -132,7 +143,10 @@ mod tests {
     #[test]
     fn the_ratio_says_how_many_times_better() {
         let figure = Figure::new("tool_call.p50_ms", 2.0, "ms");
-        assert_eq!(figure.ratio(), None);
-        assert_eq!(figure.beside("python_worker", 30.0).ratio(), Some(15.0));
+        assert_eq!(figure.ratio(30.0), Some(15.0));
+        assert_eq!(Figure::new("worker.idle_rss_mib", 0.0, "MiB").ratio(30.0), None);
+        let shown = figure.beside("python_worker", 30.0).beside("typescript_worker", 5.0);
+        let cells = shown.show(Output::new(crate::output::Format::Text));
+        assert_eq!(cells[3..5], ["python_worker 30, typescript_worker 5", "15.0×, 2.5×"]);
     }
 }

@@ -1,5 +1,6 @@
 //! `palisade bench`: what this machine makes of it.
 
+mod checkpoint;
 mod dispatch;
 mod events;
 mod figure;
@@ -24,11 +25,37 @@ use crate::output::{Context as _, Failure, Outcome, Output, note};
 #[command(after_long_help = "\
 How each figure is measured. Medians unless it says otherwise; what comes first, while caches fill, is left out. Server and \
 workers are child processes, started as an operator would, and speak HTTP over loopback; the database is SQLite with \
-synchronous=FULL.
+synchronous=FULL. Peers of the sandbox are measured turn by turn in one loop, slow ones in fewer rounds; one that is not \
+installed or does not work here is left out, and a note says why.
 
 sandbox.cold_p50_ms: from asking the native driver for a sandbox to the first byte that `echo` in it prints. \
-with_end_p50_ms counts the sandbox's end too. Peer: the same command in `bwrap --unshare-all`, which has no cgroup, no \
-seccomp filter and no Landlock, where bubblewrap is installed.
+with_end_p50_ms counts the sandbox's end too. Peers, each until the first byte: `bwrap --unshare-all`, which has no cgroup, \
+no seccomp filter and no Landlock; crun, runc and gVisor's runsc on a root file system made of the host's own programs, with \
+limits of memory and processes; `docker run` of an image of the same, by an engine of its own that is started for it and \
+ended. All but bwrap as root only.
+
+sandbox.pool_p50_ms: the same from asking a driver whose pool is full. claim_p50_ms is the part until the sandbox is the \
+session's; bash_p50_ms is to the answer of its shell instead.
+
+sandbox.burst_p50_ms: a hundred asked for at once, 32 of them waiting in the pool; each from then to its own first byte, \
+max_ms the last one. no_pool_p50_ms is without a pool.
+
+sandbox.exec_p50_ms: `true` in a sandbox that is up, from asking to its end. Peers: `nsenter` into the namespaces of `unshare`, \
+and the `exec` of the runtimes above. sandbox.bash_p50_us: a call of the tool `bash` with `:`, in the session's shell.
+
+sandbox.grep_ratio: the tool `grep` on 100,000 files, 200 of which match, as a multiple of `rg --no-ignore` outside on the \
+same tree; both with warm caches. sandbox.glob_ms: the tool `glob` for 100 of them.
+
+sandbox.idle_mib: what a sandbox with an idle shell adds to private memory, of its cell and of this process, without the shell \
+itself; beside it the kernel's, as its memory cgroup and the whole machine count it. Root only.
+
+sandbox.density: as many idle sandboxes with a shell as --live says, then 1,000 a minute that come and go beside them for as \
+long as --soak-minutes says. What is left when all have ended is counted: mounts, cgroups, open files, processes, threads.
+
+checkpoint.capture_ms: 500 files of 12 KB changed and 100 removed by a session over a base of 11,700 files and 233 MB; from \
+before the sandbox is frozen until it goes on. checkpoint.restore_ms: from the checkpoint's name to the first byte that a new \
+sandbox reads of it, its layer not there yet; materialise_ms is the layer alone, layer_there_ms the next one. \
+checkpoint.fork10_ms: ten such sandboxes at once. For scale: `cp -a` of the base.
 
 tool_call.p50_ms: one session whose scripted model asks for `true` again and again, in a warm sandbox with a warm shell. \
 From `agent.tool_use` to the first sight of its `user.tool_result`, both as they arrive on a stream of a third party. \
@@ -58,7 +85,13 @@ pub(crate) struct BenchArgs {
     /// Fewer rounds: a first look in under a minute.
     #[arg(long)]
     quick: bool,
-    /// Where databases are put; must be a real disk [default: target, or the current directory].
+    /// Sandboxes that are live for `sandbox.density` [default: 1000, with --quick 50].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    live: Option<u32>,
+    /// How long sandboxes come and go beside them; with 0 for 20 seconds.
+    #[arg(long, value_name = "M", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1440))]
+    soak_minutes: u64,
+    /// Where databases and files are put; must be a real disk [default: target, or the current directory].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Where the programs are that start the official workers.
@@ -75,9 +108,12 @@ pub(crate) struct BenchArgs {
 }
 
 /// What is to be measured, and where.
+#[derive(Debug, Clone)]
 struct Plan {
     only: Vec<String>,
     quick: bool,
+    live: Option<usize>,
+    soak_minutes: u64,
     place: PathBuf,
     compat: PathBuf,
     python: PathBuf,
@@ -95,8 +131,9 @@ impl Plan {
 }
 
 /// The figures, in the order in which they are measured.
-const FAMILIES: [(&str, &[&str]); 6] = [
-    ("sandbox", &["sandbox.cold_p50_ms"]),
+const FAMILIES: [(&str, &[&str]); 7] = [
+    ("sandbox", &sandbox::FIGURES),
+    ("checkpoint", &checkpoint::FIGURES),
     ("tool_call", &["tool_call.p50_ms"]),
     ("dispatch", &["dispatch.first_result_p50_ms"]),
     ("events", &["events.durable_per_s"]),
@@ -116,6 +153,8 @@ pub(crate) async fn run(args: &BenchArgs, out: Output) -> Outcome {
     let plan = Plan {
         only: args.only.clone(),
         quick: args.quick,
+        live: args.live.map(|live| live as usize),
+        soak_minutes: args.soak_minutes,
         place,
         compat: args.compat.clone(),
         python: args.python.clone(),
@@ -140,6 +179,7 @@ pub(crate) async fn run(args: &BenchArgs, out: Output) -> Outcome {
         note(format!("measuring {family} …"));
         let figures = match family {
             "sandbox" => sandbox::measure(&plan).await,
+            "checkpoint" => checkpoint::measure(&plan).await,
             "tool_call" => tool_call::measure(&plan).await,
             "dispatch" => dispatch::measure(&plan).await,
             "events" => events::measure(&plan).await,

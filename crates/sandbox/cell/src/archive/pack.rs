@@ -76,6 +76,10 @@ impl<W: Write> Packing<W> {
     }
 
     fn add(&mut self, parent: &OwnedFd, name: &OsStr, path: &Path, depth: usize) -> io::Result<()> {
+        // As many names as unpacking takes.
+        if depth >= DEEPEST {
+            return Err(io::Error::other(format!("{}: more than {DEEPEST} names deep", path.display())));
+        }
         let stat = named(statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from), path)?;
         let mut header = header(&stat);
         match FileType::from_raw_mode(stat.st_mode) {
@@ -114,9 +118,6 @@ impl<W: Write> Packing<W> {
     }
 
     fn inside(&mut self, opened: OwnedFd, path: &Path, depth: usize) -> io::Result<()> {
-        if depth > DEEPEST {
-            return Err(io::Error::other(format!("{}: more than {DEEPEST} directories deep", path.display())));
-        }
         let mut names = Vec::new();
         for entry in Dir::read_from(&opened)? {
             let entry = named(entry.map_err(io::Error::from), path)?;

@@ -1,5 +1,6 @@
 //! Unpacks a file or a tree.
 
+use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
@@ -17,6 +18,8 @@ use super::{DEEPEST, Moved};
 
 /// Entries of one archive.
 const MOST: u64 = 1_000_000;
+/// What lies between the contents of two files, in bytes: long names are read into memory as a whole.
+const HEADERS: u64 = 1 << 20;
 
 /// Why an archive could not be unpacked. What was unpacked before stays; no file is there in part.
 #[derive(Debug)]
@@ -76,12 +79,33 @@ pub fn unpack(from: impl Read, path: &Path) -> Result<Moved, Error> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let base = openat(CWD, base, flags, Mode::empty()).map_err(|why| place(why.into()))?;
     let mut unpacking = Unpacking { base, rename, moved: Moved::default(), directories: Vec::new() };
-    let mut archive = Archive::new(from);
+    let left = Cell::new(Some(HEADERS));
+    let mut archive = Archive::new(Bounded { from, left: &left });
     for entry in archive.entries().map_err(Error::Stream)? {
+        left.set(None);
         unpacking.entry(entry.map_err(Error::Stream)?)?;
+        left.set(Some(HEADERS));
     }
     unpacking.finish();
     Ok(unpacking.moved)
+}
+
+/// Reads no more than what is left, if that is limited.
+struct Bounded<'a, R> {
+    from: R,
+    left: &'a Cell<Option<u64>>,
+}
+
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(buffer)?;
+        if let Some(left) = self.left.get() {
+            let left = left.checked_sub(read as u64);
+            let large = || io::Error::other(format!("the headers of one entry are larger than {HEADERS} bytes"));
+            self.left.set(Some(left.ok_or_else(large)?));
+        }
+        Ok(read)
+    }
 }
 
 struct Unpacking<'a> {
@@ -135,7 +159,7 @@ impl Unpacking<'_> {
                 self.open(&parts, false).map_err(step)?;
                 self.directories.push((parts, mode, times));
             }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            EntryType::Regular | EntryType::Continuous => {
                 let (file, temporary) = create(&parent).map_err(failed)?;
                 let mut file = File::from(file);
                 let size = entry.size();
@@ -179,6 +203,8 @@ impl Unpacking<'_> {
                 let temporary = unused(linked).map_err(failed)?.1;
                 place(&parent, &temporary, name).map_err(failed)?;
             }
+            // A few bytes of it can stand for more than any disk holds, and what packs here writes none.
+            EntryType::GNUSparse => return Err(refuse("is a file with holes, which must be packed without")),
             _ => return Err(refuse("is neither a file, a directory nor a link")),
         }
         Ok(())

@@ -9,11 +9,12 @@ use std::path::{Component, Path, PathBuf};
 
 /// Links that are followed before the path is taken for a loop.
 const MAX_LINKS: usize = 40;
-/// The working directory.
-const WORKDIR: &str = "/workspace";
 
-/// The places that tools may use, with whether they may write there.
-pub(crate) struct Roots(Vec<(PathBuf, bool)>);
+/// The places that tools may use, with whether they may write there, and where relative paths begin.
+pub(crate) struct Roots {
+    workdir: PathBuf,
+    places: Vec<(PathBuf, bool)>,
+}
 
 /// What a path is wanted for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,8 +24,9 @@ pub(crate) enum For {
 }
 
 impl Roots {
-    pub(crate) fn new(roots: &[(String, bool)]) -> Roots {
-        Roots(roots.iter().map(|(root, writable)| (PathBuf::from(root), *writable)).collect())
+    pub(crate) fn new(workdir: &str, roots: &[(String, bool)]) -> Roots {
+        let places = roots.iter().map(|(root, writable)| (PathBuf::from(root), *writable)).collect();
+        Roots { workdir: PathBuf::from(workdir), places }
     }
 
     /// The real path of `given`: `..` folded first, then every link followed, a dangling last one too.
@@ -33,12 +35,15 @@ impl Roots {
             return Err(format!("{tool}: the path must not be empty or hold NUL"));
         }
         let outside = || format!("{tool}: path '{given}' is outside the session's working directory");
-        let real = follow(&fold(&Path::new(WORKDIR).join(given))).map_err(|why| match why.raw_os_error() {
+        let real = follow(&fold(&self.workdir.join(given))).map_err(|why| match why.raw_os_error() {
             Some(libc::ELOOP) => format!("{tool}: {given}: too many symbolic links"),
             _ => format!("{tool}: {given}: {why}"),
         })?;
-        let root =
-            self.0.iter().filter(|(root, _)| real.starts_with(root)).max_by_key(|(root, _)| root.as_os_str().len());
+        let root = self
+            .places
+            .iter()
+            .filter(|(root, _)| real.starts_with(root))
+            .max_by_key(|(root, _)| root.as_os_str().len());
         match root {
             None => Err(outside()),
             Some((_, false)) if purpose == For::Writing => {

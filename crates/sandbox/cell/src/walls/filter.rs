@@ -6,7 +6,7 @@ use super::{Failed, Step};
 use crate::sys::check;
 
 /// Installs a filter, as [`palisade_cell::filter_bytes`] writes it; it holds for this process and for all that it starts.
-pub(super) fn install(bytes: &[u8]) -> Result<(), Failed> {
+pub(crate) fn install(bytes: &[u8]) -> Result<(), Failed> {
     let (instructions, rest) = bytes.as_chunks::<8>();
     let length = u16::try_from(instructions.len()).ok().filter(|length| *length > 0 && rest.is_empty());
     let length = length.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL)).step("seccomp", "length")?;

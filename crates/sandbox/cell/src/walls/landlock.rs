@@ -41,7 +41,7 @@ fn abi() -> i32 {
 }
 
 /// Rules that are not in force yet; without a descriptor there will be none.
-pub(super) struct Ruleset {
+pub(crate) struct Ruleset {
     fd: Option<OwnedFd>,
     abi: i32,
     handled: u64,
@@ -49,12 +49,12 @@ pub(super) struct Ruleset {
 
 impl Ruleset {
     /// No rules.
-    pub(super) const fn none() -> Ruleset {
+    pub(crate) const fn none() -> Ruleset {
         Ruleset { fd: None, abi: 0, handled: 0 }
     }
 
     /// Rules for what every sandbox has below `root`; none when the kernel has no Landlock.
-    pub(super) fn new(root: &str) -> io::Result<Ruleset> {
+    pub(crate) fn new(root: &str) -> io::Result<Ruleset> {
         let abi = abi();
         if abi == 0 {
             return Ok(Ruleset::none());
@@ -94,7 +94,7 @@ impl Ruleset {
     }
 
     /// Adds the places of a session.
-    pub(super) fn allow(&mut self, roots: &[(String, bool)]) -> io::Result<()> {
+    pub(crate) fn allow(&mut self, roots: &[(String, bool)]) -> io::Result<()> {
         let Some(fd) = &self.fd else { return Ok(()) };
         for (root, _) in roots.iter().filter(|(_, writable)| *writable) {
             allow(fd, root, self.handled)?;
@@ -103,7 +103,7 @@ impl Ruleset {
     }
 
     /// Restricts this process and all that it starts; returns the ABI in force, zero when there is none.
-    pub(super) fn restrict(self) -> io::Result<i32> {
+    pub(crate) fn restrict(self) -> io::Result<i32> {
         let Some(fd) = &self.fd else { return Ok(0) };
         // SAFETY: no pointers.
         check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, fd.as_raw_fd(), 0) })?;

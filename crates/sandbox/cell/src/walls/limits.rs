@@ -6,7 +6,7 @@ use std::io;
 use crate::sys::check;
 
 /// Lowers limits; none is ever raised.
-pub(super) fn lower(limits: &[(u32, u64)]) -> io::Result<()> {
+pub(crate) fn lower(limits: &[(u32, u64)]) -> io::Result<()> {
     for &(resource, wanted) in limits {
         let mut now = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: the structure lives through the call.
@@ -21,7 +21,7 @@ pub(super) fn lower(limits: &[(u32, u64)]) -> io::Result<()> {
 }
 
 /// No part of memory would be written to a dump, if there could be one.
-pub(super) fn forget_dumps() {
+pub(crate) fn forget_dumps() {
     // A second lock: the limit of core dumps is the first. Kernels without dumps do not have the file.
     let _ = fs::write("/proc/self/coredump_filter", "0");
 }

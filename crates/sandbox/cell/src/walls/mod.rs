@@ -6,13 +6,13 @@
 //! Each step that fails is named; nothing is served unless all have succeeded.
 
 mod devices;
-mod filter;
+pub(crate) mod filter;
 mod keyring;
-mod landlock;
-mod limits;
-mod mounts;
+pub(crate) mod landlock;
+pub(crate) mod limits;
+pub(crate) mod mounts;
 pub(crate) mod network;
-mod privileges;
+pub(crate) mod privileges;
 mod proc;
 
 use std::io;
@@ -102,7 +102,7 @@ pub(crate) fn claim(mut built: Built, claim: &Claim, filter: &[u8], descriptors:
     }
     mounts::seal_root()?;
     network::hostname(&claim.hostname).step("host name", &claim.hostname)?;
-    mounts::chdir("/workspace").step("working directory", "/workspace")?;
+    mounts::chdir(&claim.workdir).step("working directory", &claim.workdir)?;
     built.landlock.allow(&claim.roots).step("landlock", "add_rule")?;
     privileges::drop_all()?;
     let abi = built.landlock.restrict().step("landlock", "restrict_self")?;

@@ -235,6 +235,6 @@ pub(super) fn seal_root() -> Result<(), Failed> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "there is no other thread yet")]
-pub(super) fn chdir(to: &str) -> io::Result<()> {
+pub(crate) fn chdir(to: &str) -> io::Result<()> {
     std::env::set_current_dir(to)
 }

@@ -16,7 +16,7 @@ struct CapHeader {
 }
 
 /// No program that is executed can have more privileges than this process.
-pub(super) fn forbid_new() -> Result<(), Failed> {
+pub(crate) fn forbid_new() -> Result<(), Failed> {
     step(prctl(libc::PR_SET_NO_NEW_PRIVS, [1, 0, 0, 0]), "no_new_privs", "set")
 }
 

@@ -11,7 +11,7 @@ use super::header::{parse_time, records};
 use super::{OPAQUE, WHITEOUT, key};
 use crate::ingest::{Ingest, Scratch};
 use crate::store::{Checkpoint, Store};
-use crate::tree::{self, Content, Dir, Extent, File, INLINE, MAX_DEPTH, Meta, Node, Tree};
+use crate::tree::{self, Content, Dir, Extent, File, INLINE, MAX_DEPTH, MAX_HELD, Meta, Node, Tree};
 use crate::{Error, LayerPath, Result};
 
 /// The longest extended header, and the longest map of a file with holes: 8 MiB.
@@ -120,6 +120,7 @@ struct Import<'s, R, C> {
     scratch: Scratch,
     read: u64,
     entries: u64,
+    held: u64,
     links: u32,
     base: Option<String>,
     tree: Tree,
@@ -138,6 +139,7 @@ impl<'s, R: Read, C: Fn(&R) -> Option<u64>> Import<'s, R, C> {
             scratch: Scratch::new(),
             read: 0,
             entries: 0,
+            held: 0,
             links: 0,
             base: None,
             tree,
@@ -330,6 +332,7 @@ impl<'s, R: Read, C: Fn(&R) -> Option<u64>> Import<'s, R, C> {
             if kind != EntryType::Directory {
                 return Err(wrong("its root is no directory"));
             }
+            self.hold(entry.meta.held())?;
             self.tree.dirs[0].meta = entry.meta;
             return self.skip(entry.size);
         };
@@ -348,6 +351,7 @@ impl<'s, R: Read, C: Fn(&R) -> Option<u64>> Import<'s, R, C> {
                 Some(_) => return Err(wrong(format!("{shown} is in it twice"))),
                 None => self.new_directory(dir, name),
             };
+            self.hold(entry.meta.held())?;
             self.tree.dirs[place].meta = entry.meta;
             return self.skip(entry.size);
         }
@@ -378,7 +382,17 @@ impl<'s, R: Read, C: Fn(&R) -> Option<u64>> Import<'s, R, C> {
             EntryType::Fifo => return self.skip(entry.size),
             _ => return Err(wrong(format!("{shown} is a device or of an unknown kind"))),
         };
+        self.hold(node.held())?;
         self.tree.dirs[dir].entries.insert((*name).into(), node);
+        Ok(())
+    }
+
+    /// Counts what an entry holds in memory; the tree is held to the same limit at the end.
+    fn hold(&mut self, bytes: u64) -> Result<()> {
+        self.held += bytes;
+        if self.held > MAX_HELD {
+            return Err(Error::Limit { what: "what entries hold besides their names", limit: MAX_HELD });
+        }
         Ok(())
     }
 

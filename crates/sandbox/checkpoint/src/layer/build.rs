@@ -1,5 +1,6 @@
 //! Writing a layer: one thread makes the names, a second one helps with the files.
 
+use std::collections::HashSet;
 use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -94,7 +95,7 @@ impl<'a> Build<'a> {
 
     /// Makes every name; files go to `write`.
     fn names(&self, mut write: impl FnMut(Job<'a>) -> Result<()>) -> Result<()> {
-        let mut linked: Vec<bool> = Vec::new();
+        let mut linked = HashSet::new();
         let enter = |here: &Arc<OwnedFd>, place: usize| {
             for (name, node) in &self.tree.dirs[place].entries {
                 match node {
@@ -130,22 +131,20 @@ impl<'a> Build<'a> {
     }
 
     /// A file with several names is written once, outside of the layer, and linked to each.
-    fn link(&self, here: &OwnedFd, name: &[u8], file: &'a tree::File, link: u32, linked: &mut Vec<bool>) -> Result<()> {
+    fn link(
+        &self,
+        here: &OwnedFd,
+        name: &[u8],
+        file: &'a tree::File,
+        link: u32,
+        linked: &mut HashSet<u32>,
+    ) -> Result<()> {
         if linked.is_empty() {
             std::fs::create_dir(self.staging).at("making", self.staging)?;
         }
         let staging = descent::open_dir(self.staging).at("opening", self.staging)?;
         let staged = link.to_string().into_bytes();
-        let place = link as usize;
-        if linked.len() <= place {
-            // Numbers count from 0 in a tree of this version; one from elsewhere must not make this table large.
-            if place > linked.len() + 1024 * 1024 {
-                return Err(Error::corrupt(self.path, "link numbers do not count up"));
-            }
-            linked.resize(place + 1, false);
-        }
-        if !linked[place] {
-            linked[place] = true;
+        if linked.insert(link) {
             self.write_file(&Job {
                 dir: Arc::new(staging.try_clone().at("opening", self.staging)?),
                 name: staged.clone().into(),

@@ -240,6 +240,11 @@ impl Pack {
         Ok(Pack { path, file })
     }
 
+    /// The error for a pack that does not hold what it must.
+    pub(crate) fn wrong(&self, what: String) -> Error {
+        Error::corrupt(&self.path, what)
+    }
+
     /// How long the file is.
     pub(crate) fn len(&self) -> Result<u64> {
         (&self.file).seek(std::io::SeekFrom::End(0)).at("reading", &self.path)

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::Store;
 use super::index::Index;
+use crate::tree::{Content, Extent};
 use crate::{Error, Id, Result};
 
 /// What [`Store::verify`] read.
@@ -72,12 +73,16 @@ impl Store {
     fn verify_one(&self, index: &Index, bad: &HashSet<Id>, id: &Id) -> Result<()> {
         self.show(id)?;
         let tree = self.tree(index, id)?;
-        for chunk in tree.chunks() {
-            if bad.contains(&chunk) {
+        for extent in tree.contents().flat_map(Content::extents) {
+            let Extent::Chunk { id: chunk, len } = extent else { continue };
+            if bad.contains(chunk) {
                 // Reading it says what is wrong.
-                self.read(index, &chunk)?;
+                self.read(index, chunk)?;
             }
-            self.find(index, &chunk)?;
+            let (pack, entry) = self.find(index, chunk)?;
+            if entry.len != *len {
+                return Err(pack.wrong(format!("chunk {chunk} is not as long as its file says")));
+            }
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::encode::{DIRECTORY, MANIFEST, kind};
-use super::{Content, Dir, Extent, File, INLINE, Limits, Meta, Node, Tree, Xattrs};
+use super::{Content, Dir, Extent, File, INLINE, Limits, MAX_ENTRIES, Meta, Node, Tree, Xattrs};
 use crate::{Error, Id, Result};
 
 /// Reads the tree with this name. `fetch` gives a node's bytes, with the hash checked; `wrong` makes the error for a node
@@ -91,6 +91,8 @@ fn directory(bytes: &[u8], first: usize, children: &mut Vec<Id>) -> Result<Dir, 
                 let meta = self::meta(&mut reader)?;
                 let link = match reader.number()? {
                     0 => None,
+                    // They count from 0, so that there are fewer than entries.
+                    link if link > MAX_ENTRIES => return Err("a link number is too large"),
                     link => Some(u32::try_from(link - 1).map_err(|_| "a link number is too large")?),
                 };
                 Node::File(File { meta, link, content: content(&mut reader)? })

@@ -21,6 +21,9 @@ pub(crate) const MAX_DEPTH: usize = 4096;
 pub(crate) const MAX_ENTRIES: u64 = 4_000_000;
 /// The length of all paths together, in bytes. Few names, deeply nested, would otherwise make paths that no memory holds.
 pub(crate) const MAX_PATHS: u64 = 1 << 30;
+/// What the entries of one checkpoint hold besides their names, in bytes: attributes, small files, targets of links, lists of
+/// chunks. It is all in memory at once, and a few nodes that name each other many times would fill any.
+pub(crate) const MAX_HELD: u64 = 2 << 30;
 /// Files up to this size are kept inside their directory's node.
 pub(crate) const INLINE: u64 = 512;
 
@@ -37,6 +40,14 @@ pub(crate) struct Meta {
     /// Seconds since 1970 and nanoseconds below a second.
     pub(crate) mtime: (i64, u32),
     pub(crate) xattrs: Xattrs,
+}
+
+impl Meta {
+    /// What it holds in memory besides itself, in bytes, about.
+    pub(crate) fn held(&self) -> u64 {
+        let of_one = |(name, value): (&Box<[u8]>, &Box<[u8]>)| (name.len() + value.len() + 32) as u64;
+        self.xattrs.iter().map(of_one).sum()
+    }
 }
 
 /// A stretch of a file.
@@ -70,12 +81,15 @@ impl Content {
         }
     }
 
-    pub(crate) fn chunks(&self) -> impl Iterator<Item = Id> + '_ {
-        let extents = match self {
-            Content::Inline(_) => &[][..],
+    pub(crate) fn extents(&self) -> &[Extent] {
+        match self {
+            Content::Inline(_) => &[],
             Content::Extents(extents) => extents,
-        };
-        extents.iter().filter_map(|it| match it {
+        }
+    }
+
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = Id> + '_ {
+        self.extents().iter().filter_map(|it| match it {
             Extent::Chunk { id, .. } => Some(*id),
             Extent::Hole { .. } => None,
         })
@@ -102,6 +116,23 @@ pub(crate) enum Node {
     },
     /// What the layers below have under this name is hidden.
     Whiteout,
+}
+
+impl Node {
+    /// What it holds in memory besides itself, in bytes, about.
+    pub(crate) fn held(&self) -> u64 {
+        match self {
+            Node::Directory(_) | Node::Whiteout => 0,
+            Node::File(file) => {
+                let content = match &file.content {
+                    Content::Inline(bytes) => bytes.len(),
+                    Content::Extents(extents) => size_of_val(&extents[..]),
+                };
+                file.meta.held() + content as u64
+            }
+            Node::Symlink { meta, target } => meta.held() + target.len() as u64,
+        }
+    }
 }
 
 /// A directory.
@@ -193,14 +224,15 @@ impl Tree {
 
     /// Every chunk that the tree's files need, as often as they need it.
     pub(crate) fn chunks(&self) -> impl Iterator<Item = Id> + '_ {
-        self.dirs
-            .iter()
-            .flat_map(|dir| dir.entries.values())
-            .flat_map(|node| match node {
-                Node::File(file) => Some(file.content.chunks()),
-                _ => None,
-            })
-            .flatten()
+        self.contents().flat_map(Content::chunks)
+    }
+
+    /// What is in the tree's files.
+    pub(crate) fn contents(&self) -> impl Iterator<Item = &Content> + '_ {
+        self.dirs.iter().flat_map(|dir| dir.entries.values()).filter_map(|node| match node {
+            Node::File(file) => Some(&file.content),
+            _ => None,
+        })
     }
 }
 
@@ -208,13 +240,15 @@ impl Tree {
 #[derive(Debug)]
 pub(crate) struct Limits {
     most_entries: u64,
+    most_held: u64,
     entries: u64,
     paths: u64,
+    held: u64,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { most_entries: MAX_ENTRIES, entries: 0, paths: 0 }
+        Limits { most_entries: MAX_ENTRIES, most_held: MAX_HELD, entries: 0, paths: 0, held: 0 }
     }
 }
 
@@ -223,6 +257,10 @@ impl Limits {
     pub(crate) fn directory(&mut self, dir: &Dir, depth: usize, length: u64) -> Result<()> {
         self.entries += dir.entries.len() as u64;
         self.paths += dir.entries.keys().map(|name| length + name.len() as u64 + 1).sum::<u64>();
+        self.held += dir.meta.held() + dir.entries.values().map(Node::held).sum::<u64>();
+        if self.held > self.most_held {
+            return Err(Error::Limit { what: "what entries hold besides their names", limit: self.most_held });
+        }
         if self.entries > self.most_entries {
             return Err(Error::Limit { what: "the number of entries", limit: self.most_entries });
         }

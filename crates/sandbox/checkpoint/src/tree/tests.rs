@@ -131,3 +131,42 @@ fn paths_have_a_limit_together() {
     assert!(matches!(tree.check(), Err(Error::Limit { limit: MAX_PATHS, .. })));
     assert!(matches!(read(&id, &nodes), Err(Error::Limit { limit: MAX_PATHS, .. })));
 }
+
+#[test]
+fn few_nodes_cannot_hold_much() {
+    let mut meta = Meta::default();
+    meta.xattrs.insert(Box::from(&b"user.a"[..]), vec![0; 60_000].into());
+    let heavy = Node::Symlink { meta, target: Box::from(&b"to"[..]) };
+    let mut nodes = HashMap::new();
+    let mut child = Id([0; 32]);
+    for level in 0..20 {
+        let entries = match level {
+            0 => [(Box::from(&b"x"[..]), heavy.clone())].into(),
+            _ => [(Box::from(&b"a"[..]), Node::Directory(0)), (Box::from(&b"b"[..]), Node::Directory(0))].into(),
+        };
+        let bytes = directory_node(&Dir { entries, ..Dir::default() }, &[child]);
+        child = Id::of(&bytes);
+        nodes.insert(child, bytes);
+    }
+    let mut manifest = encode::MANIFEST.to_vec();
+    super::text(&mut manifest, b"base");
+    manifest.extend_from_slice(&child.0);
+    let id = Id::of(&manifest);
+    nodes.insert(id, manifest);
+    // With the real limit it would take 2 GiB.
+    let limits = Limits { most_held: 8 << 20, ..Limits::default() };
+    let error = read_within(&id, &nodes, limits).unwrap_err();
+    assert!(matches!(error, Error::Limit { limit: 8388608, .. }), "{error}");
+}
+
+#[test]
+fn link_numbers_beyond_all_entries_are_refused() {
+    let mut tree = small();
+    for name in [&b"b"[..], b"c"] {
+        let Some(Node::File(file)) = tree.dirs[0].entries.get_mut(name) else { panic!("it is a file") };
+        file.link = Some(u32::MAX - 1);
+    }
+    let (id, nodes) = nodes(&tree);
+    // The numbers of two layers are added where they are combined.
+    assert!(read(&id, &nodes).unwrap_err().to_string().contains("link number"));
+}

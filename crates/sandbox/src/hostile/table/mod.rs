@@ -18,7 +18,7 @@ const GUARANTEES: &[Guarantee] = &[
     Guarantee {
         name: "secrets",
         title: "No variable and no descriptor of the worker comes in",
-        mechanism: "empty environment at `execveat`; `close_range` and close-on-exec before anything else in the cell; setup over one socket",
+        mechanism: "cells are copies of a nursery, a program that was started once with an empty environment and one socket; `close_range` before anything else in the copy; setup over one socket",
         attempts: files::SECRETS,
     },
     Guarantee {

@@ -1,9 +1,4 @@
-//! Skills: archives of instructions and scripts, unpacked into `skills/<name>` of the workspace before the first call.
-//!
-//! An archive is untrusted. Only regular files and directories are taken from it, names that leave it refuse it as a whole,
-//! and its size is counted while it is unpacked. The workspace is untrusted, too: an earlier call may have left links in
-//! it. Nothing of the session runs while skills are installed (the journal's lock is held, no call has started), so what
-//! is checked here stays as it was checked.
+//! Unpacking a skill's archive, which is untrusted, into a workspace, which is untrusted, too.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Cursor, Read, Write as _};
@@ -12,29 +7,27 @@ use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 
-use crate::client::{CallError, Client, Credential};
-use crate::hands::Place;
-use crate::wire::SkillRef;
-
 /// What one skill may unpack to (the upload limit is 30 MB), in bytes and in members.
 const LARGEST: u64 = 256 * 1024 * 1024;
 const MEMBERS: usize = 10_000;
 
-/// Why a skill is not installed.
+/// What a member's path may have: without a limit its parents would be made by a recursion of any depth.
+const DEEPEST: usize = 64;
+
+/// How much of a member's path an error shows, in characters.
+const SHOWN: usize = 200;
+
+/// Why an archive is not unpacked.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SkillError {
-    #[error("it could not be looked up: {0}")]
-    Version(CallError),
-    #[error("it could not be downloaded: {0}")]
-    Content(CallError),
-    #[error("its name {0:?} cannot be a directory's")]
-    Name(String),
+pub(crate) enum UnpackError {
     #[error("the workspace already has something at skills/{0} that is not from a skill")]
     Occupied(String),
     #[error("its archive is neither a zip nor a tar or tar.gz archive")]
     Format,
     #[error("its archive holds a member outside itself: {0:?}")]
     Escape(String),
+    #[error("its archive holds a member more than {DEEPEST} directories deep: {0:?}")]
+    TooDeep(String),
     #[error("its archive holds {0:?} twice")]
     Twice(String),
     #[error("its archive is larger than {LARGEST} bytes or {MEMBERS} members unpacked")]
@@ -45,65 +38,8 @@ pub(crate) enum SkillError {
     Write(io::Error),
 }
 
-/// A downloaded skill.
-pub(crate) struct Skill {
-    /// Its directory's name under `skills/`.
-    pub(crate) name: String,
-    archive: Bytes,
-}
-
-/// Downloads one skill.
-pub(crate) async fn fetch(client: &Client, credential: &Credential, skill: &SkillRef) -> Result<Skill, SkillError> {
-    let version = skill.version.as_deref().filter(|version| !version.is_empty()).unwrap_or("latest");
-    let found = client.skill_version(credential, &skill.skill_id, version).await.map_err(SkillError::Version)?;
-    let name = found.name.rsplit('/').next().unwrap_or_default().to_owned();
-    let name = if name.is_empty() { skill.skill_id.clone() } else { name };
-    let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | ' ');
-    if name.is_empty() || name.len() > 200 || name.starts_with('.') || !name.chars().all(plain) {
-        return Err(SkillError::Name(name));
-    }
-    let archive = client.skill_content(credential, &skill.skill_id, &found.id).await.map_err(SkillError::Content)?;
-    Ok(Skill { name, archive })
-}
-
-/// Unpacks a skill into the layer of a workspace that no sandbox has. `ours` are the names that earlier items installed; they
-/// may be replaced.
-pub(crate) async fn install(skill: Skill, place: Place, ours: Vec<String>) -> Result<(), SkillError> {
-    let unpacked = tokio::task::spawn_blocking(move || {
-        let below = |layer: &PathBuf| fs::symlink_metadata(layer.join("skills").join(&skill.name)).is_ok();
-        if place.lower.iter().any(below) && !ours.contains(&skill.name) {
-            return Err(SkillError::Occupied(skill.name.clone()));
-        }
-        unpack(&skill.archive, &place.upper, &skill.name, &ours)?;
-        // Nothing of an earlier version that a checkpoint brought back shows through.
-        let made = place.upper.join("skills").join(&skill.name);
-        rustix::fs::setxattr(made, "user.overlay.opaque", b"y", rustix::fs::XattrFlags::empty())
-            .map_err(|why| SkillError::Write(why.into()))
-    })
-    .await;
-    unpacked.map_err(|error| SkillError::Write(io::Error::other(error)))?
-}
-
-/// Takes installed skills out of the layer of a workspace that no sandbox has.
-pub(crate) fn remove(workspace: &Path, names: &[String]) {
-    let skills = workspace.join("skills");
-    if !is_directory(&skills) {
-        return;
-    }
-    for name in names {
-        let place = skills.join(name);
-        // Does not follow links, neither at `place` nor below it.
-        let removed = if is_directory(&place) { fs::remove_dir_all(&place) } else { Ok(()) };
-        if let Err(error) = removed {
-            tracing::warn!(path = %place.display(), %error, "a skill could not be removed from the workspace");
-        }
-    }
-    // Only succeeds when nothing else is in it.
-    let _ = fs::remove_dir(&skills);
-}
-
 /// Whether there is a directory, and not a link to one.
-fn is_directory(path: &Path) -> bool {
+pub(crate) fn is_directory(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
 }
 
@@ -114,23 +50,24 @@ struct Member {
     content: Option<Vec<u8>>,
 }
 
-fn unpack(archive: &Bytes, workspace: &Path, name: &str, ours: &[String]) -> Result<(), SkillError> {
+/// Unpacks an archive into `skills/<name>` of a workspace.
+pub(crate) fn unpack(archive: &Bytes, workspace: &Path, name: &str, ours: &[String]) -> Result<(), UnpackError> {
     let mut members = members(archive)?;
     strip_wrapping(&mut members);
     let skills = workspace.join("skills");
     if !is_directory(&skills) {
         // Fails on anything else that is there, a link included.
-        DirBuilder::new().mode(0o755).create(&skills).map_err(SkillError::Write)?;
+        DirBuilder::new().mode(0o755).create(&skills).map_err(UnpackError::Write)?;
     }
     let place = skills.join(name);
     if fs::symlink_metadata(&place).is_ok() {
         if !ours.iter().any(|known| known == name) || !is_directory(&place) {
-            return Err(SkillError::Occupied(name.to_owned()));
+            return Err(UnpackError::Occupied(name.to_owned()));
         }
-        fs::remove_dir_all(&place).map_err(SkillError::Write)?;
+        fs::remove_dir_all(&place).map_err(UnpackError::Write)?;
     }
     // The sandbox's user owns the workspace; with root that is not the worker's own.
-    let owner = fs::metadata(workspace).map_err(SkillError::Write)?;
+    let owner = fs::metadata(workspace).map_err(UnpackError::Write)?;
     let owner = (owner.uid(), owner.gid());
     give(&skills, owner)?;
     let written = write(&place, &members, owner);
@@ -143,16 +80,16 @@ fn unpack(archive: &Bytes, workspace: &Path, name: &str, ours: &[String]) -> Res
 type Owner = (u32, u32);
 
 /// Gives a directory to its owner, unless it has it already.
-fn give(path: &Path, (user, group): Owner) -> Result<(), SkillError> {
-    let found = fs::symlink_metadata(path).map_err(SkillError::Write)?;
+fn give(path: &Path, (user, group): Owner) -> Result<(), UnpackError> {
+    let found = fs::symlink_metadata(path).map_err(UnpackError::Write)?;
     if (found.uid(), found.gid()) == (user, group) {
         return Ok(());
     }
-    lchown(path, Some(user), Some(group)).map_err(SkillError::Write)
+    lchown(path, Some(user), Some(group)).map_err(UnpackError::Write)
 }
 
 /// Makes a directory below `place`, and what is missing above it.
-fn directory(place: &Path, path: &Path, owner: Owner) -> Result<(), SkillError> {
+fn directory(place: &Path, path: &Path, owner: Owner) -> Result<(), UnpackError> {
     if path != place
         && let Some(parent) = path.parent()
     {
@@ -161,11 +98,11 @@ fn directory(place: &Path, path: &Path, owner: Owner) -> Result<(), SkillError> 
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => give(path, owner),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_directory(path) => Ok(()),
-        Err(error) => Err(SkillError::Write(error)),
+        Err(error) => Err(UnpackError::Write(error)),
     }
 }
 
-fn write(place: &Path, members: &[Member], owner: Owner) -> Result<(), SkillError> {
+fn write(place: &Path, members: &[Member], owner: Owner) -> Result<(), UnpackError> {
     directory(place, place, owner)?;
     for member in members {
         let target = place.join(&member.path);
@@ -180,16 +117,16 @@ fn write(place: &Path, members: &[Member], owner: Owner) -> Result<(), SkillErro
         // Never through something that is there: the directory is new and holds only what this loop made.
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&target);
         let mut file = file.map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => SkillError::Twice(member.path.display().to_string()),
-            _ => SkillError::Write(error),
+            io::ErrorKind::AlreadyExists => UnpackError::Twice(member.path.display().to_string()),
+            _ => UnpackError::Write(error),
         })?;
-        file.write_all(content).map_err(SkillError::Write)?;
+        file.write_all(content).map_err(UnpackError::Write)?;
         give(&target, owner)?;
     }
     Ok(())
 }
 
-fn members(archive: &Bytes) -> Result<Vec<Member>, SkillError> {
+fn members(archive: &Bytes) -> Result<Vec<Member>, UnpackError> {
     if archive.starts_with(b"PK\x03\x04") || archive.starts_with(b"PK\x05\x06") {
         return from_zip(archive);
     }
@@ -199,12 +136,13 @@ fn members(archive: &Bytes) -> Result<Vec<Member>, SkillError> {
     if archive.get(257..262) == Some(b"ustar".as_slice()) {
         return from_tar(archive.as_ref());
     }
-    Err(SkillError::Format)
+    Err(UnpackError::Format)
 }
 
 /// A member's path inside the archive; an absolute one or one with `..` refuses the archive.
-fn inside(path: &Path) -> Result<PathBuf, SkillError> {
-    let refuse = || SkillError::Escape(path.display().to_string());
+fn inside(path: &Path) -> Result<PathBuf, UnpackError> {
+    let shown = || path.display().to_string().chars().take(SHOWN).collect();
+    let refuse = || UnpackError::Escape(shown());
     if path.as_os_str().as_encoded_bytes().iter().any(|byte| matches!(byte, 0 | b'\\')) {
         return Err(refuse());
     }
@@ -216,22 +154,22 @@ fn inside(path: &Path) -> Result<PathBuf, SkillError> {
             Component::ParentDir | Component::RootDir | Component::Prefix(_) => return Err(refuse()),
         }
     }
-    Ok(clean)
+    if clean.components().count() > DEEPEST { Err(UnpackError::TooDeep(shown())) } else { Ok(clean) }
 }
 
 /// Reads a member, counting what the whole archive unpacks to: sizes that an archive states are not believed.
-fn content(reader: &mut dyn Read, total: &mut u64) -> Result<Vec<u8>, SkillError> {
+fn content(reader: &mut dyn Read, total: &mut u64) -> Result<Vec<u8>, UnpackError> {
     let mut content = Vec::new();
-    reader.take(LARGEST - *total + 1).read_to_end(&mut content).map_err(SkillError::Archive)?;
+    reader.take(LARGEST - *total + 1).read_to_end(&mut content).map_err(UnpackError::Archive)?;
     *total += content.len() as u64;
-    if *total > LARGEST { Err(SkillError::TooLarge) } else { Ok(content) }
+    if *total > LARGEST { Err(UnpackError::TooLarge) } else { Ok(content) }
 }
 
-fn from_zip(archive: &Bytes) -> Result<Vec<Member>, SkillError> {
-    let broken = |error: zip::result::ZipError| SkillError::Archive(io::Error::other(error));
+fn from_zip(archive: &Bytes) -> Result<Vec<Member>, UnpackError> {
+    let broken = |error: zip::result::ZipError| UnpackError::Archive(io::Error::other(error));
     let mut zip = zip::ZipArchive::new(Cursor::new(archive.as_ref())).map_err(broken)?;
     if zip.len() > MEMBERS {
-        return Err(SkillError::TooLarge);
+        return Err(UnpackError::TooLarge);
     }
     let (mut members, mut total) = (Vec::new(), 0);
     for index in 0..zip.len() {
@@ -250,15 +188,15 @@ fn from_zip(archive: &Bytes) -> Result<Vec<Member>, SkillError> {
     Ok(members)
 }
 
-fn from_tar(reader: impl Read) -> Result<Vec<Member>, SkillError> {
+fn from_tar(reader: impl Read) -> Result<Vec<Member>, UnpackError> {
     let mut tar = tar::Archive::new(reader.take(2 * LARGEST));
     let (mut members, mut total) = (Vec::new(), 0);
-    for entry in tar.entries().map_err(SkillError::Archive)? {
-        let mut entry = entry.map_err(SkillError::Archive)?;
+    for entry in tar.entries().map_err(UnpackError::Archive)? {
+        let mut entry = entry.map_err(UnpackError::Archive)?;
         if members.len() >= MEMBERS {
-            return Err(SkillError::TooLarge);
+            return Err(UnpackError::TooLarge);
         }
-        let path = inside(&entry.path().map_err(SkillError::Archive)?)?;
+        let path = inside(&entry.path().map_err(UnpackError::Archive)?)?;
         let executable = entry.header().mode().unwrap_or(0) & 0o111 != 0;
         let kind = entry.header().entry_type();
         if path.as_os_str().is_empty() || !(kind.is_file() || kind.is_dir()) {
@@ -290,6 +228,7 @@ fn strip_wrapping(members: &mut Vec<Member>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::remove;
     use super::*;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
@@ -340,21 +279,100 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for path in ["../x", "/etc/x", "a/../../x", "a\\..\\x"] {
             let archive = tarball(&[(path, Regular, b"x", 0o644)]);
-            assert!(matches!(unpack(&archive, dir.path(), "s", &[]), Err(SkillError::Escape(_))), "{path}");
+            assert!(matches!(unpack(&archive, dir.path(), "s", &[]), Err(UnpackError::Escape(_))), "{path}");
         }
         let twice = tarball(&[("a", Regular, b"1", 0o644), ("a", Regular, b"2", 0o644)]);
-        assert!(matches!(unpack(&twice, dir.path(), "s", &[]), Err(SkillError::Twice(_))));
+        assert!(matches!(unpack(&twice, dir.path(), "s", &[]), Err(UnpackError::Twice(_))));
         assert!(!dir.path().join("skills/s").exists());
-        assert!(matches!(unpack(&Bytes::from_static(b"BZh9"), dir.path(), "s", &[]), Err(SkillError::Format)));
+        assert!(matches!(unpack(&Bytes::from_static(b"BZh9"), dir.path(), "s", &[]), Err(UnpackError::Format)));
 
         let good = tarball(&[("a", Regular, b"1", 0o644)]);
         fs::create_dir(dir.path().join("skills/mine")).unwrap();
-        assert!(matches!(unpack(&good, dir.path(), "mine", &[]), Err(SkillError::Occupied(_))));
+        assert!(matches!(unpack(&good, dir.path(), "mine", &[]), Err(UnpackError::Occupied(_))));
         let elsewhere = tempfile::tempdir().unwrap();
         let linked = tempfile::tempdir().unwrap();
         symlink(elsewhere.path(), linked.path().join("skills")).unwrap();
         assert!(unpack(&good, linked.path(), "s", &[]).is_err());
         remove(linked.path(), &["s".into()]);
         assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn depth_costs_no_stack() {
+        let dir = tempfile::tempdir().unwrap();
+        // As deep as each kind of archive can say.
+        let path = "a/".repeat(30_000);
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        zip.start_file(format!("{path}f"), zip::write::SimpleFileOptions::default()).unwrap();
+        let mut tar = tar::Builder::new(Vec::new());
+        tar.append_pax_extensions([("path", "a/".repeat(300_000).as_bytes())]).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        header.set_cksum();
+        tar.append(&header, io::empty()).unwrap();
+        for archive in [zip.finish().unwrap().into_inner(), tar.into_inner().unwrap()] {
+            let refused = unpack(&archive.into(), dir.path(), "s", &[]).unwrap_err();
+            assert!(matches!(refused, UnpackError::TooDeep(_)), "{refused}");
+            assert!(refused.to_string().len() < 1000);
+        }
+        let deepest = "a/".repeat(DEEPEST - 1) + "f";
+        unpack(&tarball(&[("f", tar::EntryType::Regular, b"x", 0o644)]), dir.path(), "s", &[]).unwrap();
+        assert_eq!(inside(Path::new(&deepest)).unwrap().components().count(), DEEPEST);
+    }
+
+    /// Bytes of good archives, changed: whatever comes of them, nothing outside the skill's own directory.
+    #[test]
+    fn changed_archives_stay_inside() {
+        use tar::EntryType::{Directory, Regular, Symlink};
+        let tar = tarball(&[
+            ("s/", Directory, b"", 0o755),
+            ("s/SKILL.md", Regular, b"# s", 0o644),
+            ("s/l", Symlink, b"", 0o777),
+            ("s/bin/run", Regular, b"run", 0o755),
+        ]);
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(&tar).unwrap();
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        for name in ["s/a", "s/b/c"] {
+            zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+            zip.write_all(&[7; 300]).unwrap();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("canary"), "alive").unwrap();
+        let workspace = dir.path().join("workspace");
+        let names = |path: &Path| {
+            let mut names: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        // A generator with a seed (xorshift), so that every run is the same.
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state % below as u64).unwrap()
+        };
+        for good in [tar.to_vec(), gz.finish().unwrap(), zip.finish().unwrap().into_inner()] {
+            for _ in 0..300 {
+                let mut bad = good.clone();
+                for _ in 0..=next(6) {
+                    let at = next(bad.len());
+                    bad[at] = [0, b'/', b'.', b'2', 0xff, u8::try_from(next(256)).unwrap()][next(6)];
+                }
+                // Most changes of headers would only break their checksums.
+                for bytes in bad.chunks_exact_mut(512).filter(|it| &it[257..262] == b"ustar") {
+                    let mut header = tar::Header::from_byte_slice(bytes).clone();
+                    header.set_cksum();
+                    bytes.copy_from_slice(header.as_bytes());
+                }
+                fs::create_dir(&workspace).unwrap();
+                let _ = unpack(&bad.into(), &workspace, "s", &[]);
+                assert_eq!(names(dir.path()), ["canary", "workspace"]);
+                assert!(names(&workspace).iter().all(|name| name == "skills"));
+                fs::remove_dir_all(&workspace).unwrap();
+            }
+        }
+        assert_eq!(fs::read_to_string(dir.path().join("canary")).unwrap(), "alive");
     }
 }

@@ -1,0 +1,7 @@
+//! The protocol and the archives against bytes that mean harm or nothing.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should end")]
+
+mod archive;
+mod chance;
+mod protocol;

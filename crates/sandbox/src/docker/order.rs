@@ -1,0 +1,152 @@
+//! What the engine is asked for.
+
+use std::fs;
+use std::path::Path;
+
+use palisade_cell::STDIO;
+use rustix::process::{Resource, getrlimit};
+use serde_json::{Map, Value, json};
+
+use super::DockerOptions;
+use crate::native::INSIDE;
+use crate::oci::{CELL, profile};
+use crate::scratch::Scratch;
+use crate::{Error, Spec};
+
+/// The label that names the directory of the process that a container belongs to.
+pub(super) const OWNER: &str = "dev.palisade.owner";
+
+/// A container that is ordered.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) name: String,
+    /// The body of the request.
+    pub(super) body: Value,
+    /// What is mounted from the host: source, place and whether it may be written.
+    pub(super) binds: Vec<(String, String, bool)>,
+}
+
+/// Writes the system-call profile for engines that read it from a file.
+pub(super) fn write_profile(scratch: &Scratch) -> Result<(), Error> {
+    let path = scratch.path().join("seccomp.json");
+    fs::write(&path, profile().to_string()).map_err(|cause| Error::Scratch { path, cause })
+}
+
+impl Order {
+    pub(super) fn new(
+        spec: &Spec,
+        options: &DockerOptions,
+        image: &str,
+        scratch: &Scratch,
+        podman: bool,
+        number: u64,
+    ) -> Result<Order, Error> {
+        let mut binds = vec![
+            (text(&scratch.cell())?, CELL.to_owned(), false),
+            (text(spec.workspace.written())?, "/workspace".to_owned(), true),
+            (text(&spec.outputs)?, "/mnt/session/outputs".to_owned(), true),
+        ];
+        for mount in &spec.memory {
+            binds.push((text(&mount.host)?, format!("/mnt/memory/{}", mount.name), !mount.read_only));
+        }
+        let words = binds
+            .iter()
+            .map(|(source, place, writable)| format!("{source}:{place}:{}", if *writable { "rw" } else { "ro" }));
+        let mut host = json!({
+            "Binds": words.collect::<Vec<_>>(),
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges", seccomp(scratch, podman)],
+            "ReadonlyRootfs": true,
+            "Privileged": false,
+            "NetworkMode": "none",
+            "IpcMode": "private",
+            "CgroupnsMode": "private",
+            "Init": false,
+            "AutoRemove": true,
+            // The conversation with the cell is nobody's log.
+            "LogConfig": {"Type": "none"},
+            "ShmSize": spec.limits.shm_bytes,
+            "Tmpfs": tmpfs(spec.limits.tmp_bytes),
+            "Ulimits": ulimits(spec),
+        });
+        let limits = &spec.limits;
+        let mut set = |name: &str, value: Option<Value>| {
+            if let (Some(value), Some(host)) = (value, host.as_object_mut()) {
+                host.insert(name.to_owned(), value);
+            }
+        };
+        set("Memory", limits.memory_bytes.map(Value::from));
+        // Memory and swap together: no swap.
+        set("MemorySwap", limits.memory_bytes.map(Value::from));
+        set("PidsLimit", limits.pids.map(Value::from));
+        set("NanoCpus", limits.cpu_millis.map(|millis| Value::from(millis * 1_000_000)));
+        // 100 is the usual weight here, 1024 there.
+        set("CpuShares", limits.cpu_weight.map(|weight| Value::from((u64::from(weight) * 1024 / 100).max(2))));
+        set("Runtime", options.runtime.clone().map(Value::from));
+        set("UsernsMode", options.userns.clone().map(Value::from));
+        let user = format!("{INSIDE}:{INSIDE}");
+        let body = json!({
+            "Image": image,
+            "Hostname": spec.hostname,
+            "User": user,
+            "Entrypoint": [CELL],
+            "Cmd": [STDIO],
+            "Env": [],
+            "WorkingDir": "/",
+            "Tty": false,
+            "AttachStdin": true,
+            "AttachStdout": true,
+            "AttachStderr": false,
+            "OpenStdin": true,
+            // It is closed when this process goes: then the cell ends, and the container with it.
+            "StdinOnce": true,
+            "NetworkDisabled": true,
+            "Labels": {OWNER: scratch.path().display().to_string()},
+            "HostConfig": host,
+        });
+        Ok(Order { name: format!("palisade-{}-d{number}", std::process::id()), body, binds })
+    }
+}
+
+fn seccomp(scratch: &Scratch, podman: bool) -> String {
+    if podman {
+        format!("seccomp={}", scratch.path().join("seccomp.json").display())
+    } else {
+        format!("seccomp={}", profile())
+    }
+}
+
+fn tmpfs(size: u64) -> Map<String, Value> {
+    // Nobody else is inside, so its modes keep nobody out.
+    [("/tmp", size), ("/home/agent", size), ("/run", 16 << 20)]
+        .into_iter()
+        .map(|(at, size)| (at.to_owned(), Value::from(format!("rw,nosuid,nodev,exec,mode=1777,size={size}"))))
+        .collect()
+}
+
+/// Processes of the sandbox's user on the engine's machine, in all sandboxes together: no more than what engines give
+/// themselves, as what is above that may be refused. The limit of one sandbox is another.
+const PROCESSES: u64 = 1 << 15;
+
+/// Engines set limits of their own unless told, and fail where they may not raise them.
+fn ulimits(spec: &Spec) -> Value {
+    let most = |resource| getrlimit(resource).maximum;
+    let number = |limit: Option<u64>| limit.and_then(|limit| i64::try_from(limit).ok()).unwrap_or(-1);
+    let files = match (spec.limits.open_files, most(Resource::Nofile)) {
+        (Some(wanted), Some(most)) => Some(wanted.min(most)),
+        (wanted, most) => wanted.or(most),
+    };
+    let processes = most(Resource::Nproc).map_or(PROCESSES, |most| most.min(PROCESSES));
+    let (files, processes) = (number(files), number(Some(processes)));
+    json!([
+        {"Name": "nofile", "Soft": files, "Hard": files},
+        {"Name": "nproc", "Soft": processes, "Hard": processes},
+    ])
+}
+
+fn text(path: &Path) -> Result<String, Error> {
+    let wrong = |why: &str| Error::Directory { path: path.to_owned(), cause: std::io::Error::other(why.to_owned()) };
+    let text = path.to_str().ok_or_else(|| wrong("the path must be valid UTF-8"))?;
+    // It separates the parts of a bind.
+    if text.contains(':') { Err(wrong("a container engine takes no path with a colon")) } else { Ok(text.to_owned()) }
+}

@@ -1,0 +1,67 @@
+//! What every driver says first to the cell inside walls that are not the cell's own.
+
+use std::io;
+
+use palisade_cell::{Claim, Ready, Setup, check_length, decode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::native::{self, START};
+use crate::sandbox::{Sink, Source};
+use crate::{Error, Spec};
+
+/// A cell that is up.
+#[derive(Debug)]
+pub(crate) struct Up {
+    /// The Landlock ABI in force; zero without.
+    pub(crate) landlock_abi: i32,
+    /// Whether the cell's own filters are in force.
+    pub(crate) seccomp: bool,
+    /// Whether those of a runtime were before them.
+    pub(crate) filtered: bool,
+    /// What could not be done.
+    pub(crate) notes: Vec<String>,
+}
+
+/// The frames for a cell that finds its walls built. `own_users` says whether the kernel counts the sandbox's processes
+/// apart from those of others.
+pub(crate) fn given(spec: &Spec, own_users: bool) -> (Setup, Claim) {
+    let (mut setup, claim) = native::frames(spec);
+    if !own_users {
+        // It would count every process of this user on the host.
+        setup.rlimits.retain(|(resource, _)| *resource != libc::RLIMIT_NPROC);
+    }
+    (setup, claim)
+}
+
+/// Hands a cell its frames and waits until it is up.
+pub(crate) async fn greet(reader: &mut Source, writer: &mut Sink, frames: &(Setup, Claim)) -> Result<Up, Error> {
+    let bytes = native::encoded(frames)?;
+    let talk = async {
+        writer.write_all(&bytes).await.map_err(|_| Error::Ended)?;
+        writer.flush().await.map_err(|_| Error::Ended)?;
+        loop {
+            match ready(reader).await? {
+                Ready::Built { .. } => {}
+                Ready::Up { landlock_abi, seccomp, filtered, notes } => {
+                    return Ok(Up { landlock_abi, seccomp, filtered, notes });
+                }
+                failed @ Ready::Failed { .. } => return Err(native::failed(failed)),
+            }
+        }
+    };
+    tokio::time::timeout(START, talk).await.map_err(|_| Error::Timeout(START.as_secs()))?
+}
+
+/// The cell's next word.
+async fn ready(reader: &mut Source) -> Result<Ready, Error> {
+    let mut length = [0; 4];
+    reader.read_exact(&mut length).await.map_err(ended)?;
+    let mut frame = vec![0; check_length(length).map_err(Error::Protocol)?];
+    reader.read_exact(&mut frame).await.map_err(ended)?;
+    let (ready, _) = decode(&frame).map_err(Error::Protocol)?;
+    Ok(ready)
+}
+
+fn ended(why: io::Error) -> Error {
+    if why.kind() == io::ErrorKind::UnexpectedEof { Error::Ended } else { Error::Protocol(why) }
+}

@@ -1,0 +1,245 @@
+//! Invocations of the runtime's program.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::ptr;
+use std::sync::OnceLock;
+
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, move_mount};
+
+use super::bundle::{Bundle, Outer};
+use crate::Error;
+use crate::native::Cgroups;
+
+/// Which runtime it is, as far as that matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// runc, or one that takes the same arguments.
+    Runc,
+    /// crun, which can leave control groups alone.
+    Crun,
+    /// gVisor, which imitates Linux.
+    Gvisor,
+}
+
+/// A runtime with its own state below a driver's directory.
+#[derive(Debug, Clone)]
+pub(super) struct Runtime {
+    program: PathBuf,
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    state: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl Runtime {
+    /// A runtime by its name or path.
+    pub(super) fn find(program: &Path, arguments: Vec<String>, state: PathBuf) -> Result<Runtime, Error> {
+        let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
+        let kind = if name.contains("runsc") {
+            Kind::Gvisor
+        } else if name.contains("crun") {
+            Kind::Crun
+        } else {
+            Kind::Runc
+        };
+        let runtime = Runtime { program: program.to_owned(), name, kind, state, arguments };
+        let asked = runtime.command().arg("--version").output();
+        match asked {
+            Ok(said) if said.status.success() => Ok(runtime),
+            Ok(said) => Err(runtime.refused("--version", &said)),
+            Err(cause) => Err(Error::NoRuntime { runtime: program.display().to_string(), cause }),
+        }
+    }
+
+    /// What a later process needs to clean up after this one: a line each.
+    pub(super) fn record(&self) -> String {
+        let mut lines = vec![self.program.display().to_string()];
+        lines.extend(self.arguments.iter().cloned());
+        lines.join("\n")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.env_clear().stdin(Stdio::null());
+        // The worker's variables are nobody else's business; the runtime's own helpers are found by this one.
+        command
+            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/sbin:/usr/bin:/sbin:/bin")));
+        command.process_group(0);
+        let hides = self.kind == Kind::Crun && hybrid();
+        let enter = move || if hides { hide_unified() } else { Ok(()) };
+        // SAFETY: system calls on constants only.
+        unsafe { command.pre_exec(enter) };
+        command
+    }
+
+    /// The command with what comes before its verb.
+    fn verb(&self, verb: &str) -> Command {
+        let mut command = self.command();
+        command.arg("--root").arg(&self.state);
+        match self.kind {
+            Kind::Runc => {}
+            Kind::Crun => _ = command.arg("--cgroup-manager=disabled"),
+            Kind::Gvisor => _ = command.args(["--ignore-cgroups", "--network=none"]),
+        }
+        command.args(&self.arguments).arg(verb);
+        command
+    }
+
+    fn refused(&self, step: &'static str, said: &Output) -> Error {
+        let text = [said.stderr.as_slice(), &said.stdout].concat();
+        Error::Runtime { runtime: self.name.clone(), step, said: tidy(&String::from_utf8_lossy(&text)) }
+    }
+
+    /// Starts a container in the foreground: what is returned ends with it, and talks to its first process.
+    pub(super) fn run(&self, id: &str, bundle: &mut Bundle, cgroups: &Cgroups) -> Result<Child, Error> {
+        let said = bundle.said();
+        let errors = File::create_new(&said).map_err(|cause| Error::Scratch { path: said, cause })?;
+        let mut command = self.verb("run");
+        command.arg("--pid-file").arg(bundle.pid_file()).arg("--bundle").arg(&bundle.path).arg(id);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
+        let doors = if self.waits_inside() { cgroups.doors()? } else { Vec::new() };
+        let outer = std::mem::take(&mut bundle.outer);
+        let enter = move || {
+            for door in &doors {
+                rustix::io::write(door, b"0")?;
+            }
+            outside(&outer)
+        };
+        // SAFETY: system calls on what was prepared before; nothing is allocated and no lock is taken.
+        unsafe { command.pre_exec(enter) };
+        command.spawn().map_err(|cause| Error::Runtime {
+            runtime: self.name.clone(),
+            step: "run",
+            said: format!("the control groups, the workspace or the layers could not be set up for it: {cause}"),
+        })
+    }
+
+    /// Whether what waits for the container may count as part of it. The one of runc is larger than many a sandbox.
+    pub(super) fn waits_inside(&self) -> bool {
+        self.kind != Kind::Runc
+    }
+
+    /// Removes what is left of a container, running or not.
+    pub(super) fn delete(&self, id: &str) -> Result<(), Error> {
+        if !self.knows(id) {
+            return Ok(());
+        }
+        let said = self.verb("delete").args(["--force", id]).output();
+        let said = said.map_err(|cause| Error::NoRuntime { runtime: self.program.display().to_string(), cause })?;
+        if said.status.success() || !self.knows(id) { Ok(()) } else { Err(self.refused("delete", &said)) }
+    }
+
+    /// Whether there is state of a container.
+    fn knows(&self, id: &str) -> bool {
+        let entries = fs::read_dir(&self.state).into_iter().flatten().flatten();
+        entries.into_iter().any(|entry| {
+            let name = entry.file_name();
+            let rest = name.to_str().and_then(|name| name.strip_prefix(id));
+            // gVisor puts more behind the name.
+            rest.is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()) && !rest.ends_with(".lock"))
+        })
+    }
+
+    /// Why a container did not start.
+    pub(super) fn autopsy(&self, bundle: &Bundle) -> Error {
+        let said = fs::read_to_string(bundle.said()).unwrap_or_default();
+        Error::Runtime { runtime: self.name.clone(), step: "run", said: tidy(&said) }
+    }
+}
+
+/// What a program said, in one line of a bearable length.
+fn tidy(said: &str) -> String {
+    let line = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(600) {
+        Some((end, _)) => format!("{} …", &line[..end]),
+        None if line.is_empty() => "it ended and said nothing".to_owned(),
+        None => line,
+    }
+}
+
+/// Whether version 1 control groups have a version 2 hierarchy beside them, which crun takes for a reason to refuse.
+fn hybrid() -> bool {
+    static HYBRID: OnceLock<bool> = OnceLock::new();
+    *HYBRID.get_or_init(|| {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        mounts.lines().any(|line| line.split(' ').nth(4) == Some("/sys/fs/cgroup/unified"))
+    })
+}
+
+/// Makes the mounts that nobody else is to see, in a mount namespace of the caller's own.
+fn outside(mounts: &[Outer]) -> io::Result<()> {
+    private()?;
+    for mount in mounts {
+        match mount {
+            Outer::Attach { tree, target } => {
+                move_mount(tree, c"", CWD, target.as_c_str(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+            }
+            Outer::Overlay { target, flags, options, user } => {
+                let kind = c"overlay".as_ptr();
+                let mount = || {
+                    // SAFETY: all pointers are to C strings that live through the call.
+                    check(unsafe { libc::mount(kind, target.as_ptr(), kind, *flags, options.as_ptr().cast()) }.into())
+                };
+                as_user(*user, mount)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Does something as another user for the file system, with all of root's privileges: whoever mounts layers is whom the kernel
+/// takes for the maker of what it puts beside them, and root of the host is nobody on mounts that translate owners.
+fn as_user(user: u32, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    const KEEP: libc::c_ulong = 1 << 2; // SECBIT_NO_SETUID_FIXUP (linux/securebits.h)
+    let become_user = |id: u32| {
+        // SAFETY: no pointers; raw, as the library's own may talk to threads that are not there.
+        unsafe {
+            libc::syscall(libc::SYS_setfsgid, id);
+            libc::syscall(libc::SYS_setfsuid, id);
+        }
+    };
+    // SAFETY: no pointers.
+    let before = unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) };
+    let before = libc::c_ulong::try_from(before).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, before | KEEP, 0, 0, 0) }.into())?;
+    become_user(user);
+    let done = act();
+    become_user(0);
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, before, 0, 0, 0) }.into())?;
+    done
+}
+
+fn check(value: libc::c_long) -> io::Result<()> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A mount namespace that hears of the host's mounts and tells it nothing.
+fn private() -> io::Result<()> {
+    // SAFETY: no pointers.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let flags = libc::MS_REC | libc::MS_SLAVE;
+    // SAFETY: both texts are C strings; the other pointers may be null for a change of propagation.
+    match unsafe { libc::mount(c"none".as_ptr(), c"/".as_ptr(), ptr::null(), flags, ptr::null()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn hide_unified() -> io::Result<()> {
+    private()?;
+    // SAFETY: the path is a C string.
+    match unsafe { libc::umount2(c"/sys/fs/cgroup/unified".as_ptr(), libc::MNT_DETACH) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,203 @@
+//! The `oci` driver, with each runtime that is here.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use palisade_sandbox::{Driver, Facility, Oci, OciOptions, Rootfs, Spec, Workspace};
+
+use super::suite::{self, Subject};
+use super::{has, is_root, root};
+
+/// The drivers' directory, for a worker that is to be killed.
+const SCRATCH: &str = "PALISADE_TEST_SCRATCH";
+
+const WALLS: &[Facility] = &[
+    Facility::Namespaces,
+    Facility::Capabilities,
+    Facility::Seccomp,
+    Facility::DistinctUser,
+    Facility::MemoryLimit,
+    Facility::PidLimit,
+    Facility::Freeze,
+];
+const GVISOR: &[Facility] =
+    &[Facility::Namespaces, Facility::Capabilities, Facility::MemoryLimit, Facility::PidLimit, Facility::Freeze];
+
+fn subject(runtime: &str, enforces: &'static [Facility]) -> Option<Subject> {
+    if !has(runtime) || !is_root() {
+        return None;
+    }
+    let keep = tempfile::tempdir().unwrap();
+    let scratch = std::env::var_os(SCRATCH).map_or_else(|| keep.path().join("scratch"), Into::into);
+    let image = keep.path().join("image");
+    root::build(&image);
+    let arguments = if runtime == "runsc" { vec!["--platform=ptrace".to_owned()] } else { Vec::new() };
+    let options = OciOptions { runtime: runtime.into(), arguments, scratch: Some(scratch.clone()) };
+    let driver = Arc::new(Oci::new(options).unwrap());
+    let own = std::process::id();
+    Some(Subject {
+        driver,
+        rootfs: Rootfs::Directory(image),
+        bare: false,
+        enforces,
+        left: Box::new(move || left(&scratch, own)),
+        _keep: Box::new(keep),
+    })
+}
+
+/// Bundles, state, mounts and control groups.
+fn left(scratch: &Path, pid: u32) -> Vec<String> {
+    let mut left = Vec::new();
+    let own = format!("palisade-{pid}-");
+    for driver in fs::read_dir(scratch).into_iter().flatten().flatten() {
+        for place in [driver.path(), driver.path().join("state")] {
+            let names = fs::read_dir(place).into_iter().flatten().flatten().map(|entry| entry.file_name());
+            left.extend(names.map(|name| name.to_string_lossy().into_owned()).filter(|name| name.starts_with(&own)));
+        }
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    left.extend(mounts.lines().filter(|line| line.contains(&*scratch.to_string_lossy())).map(ToOwned::to_owned));
+    left.extend(groups(&own));
+    left
+}
+
+/// Control groups whose names begin so.
+pub(super) fn groups(prefix: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut places = vec!["/sys/fs/cgroup".into()];
+    while let Some(place) = places.pop() {
+        for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name().to_string_lossy().starts_with(prefix) {
+                    found.push(entry.path().display().to_string());
+                }
+                places.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+async fn death(runtime: &str, enforces: &'static [Facility], test: &str) {
+    if crate::rig::is_again() {
+        return suite::live(subject(runtime, enforces).unwrap()).await;
+    }
+    if !has(runtime) || !is_root() {
+        return;
+    }
+    for frozen in [false, true] {
+        let scratch = tempfile::tempdir().unwrap();
+        let variable = (SCRATCH, scratch.path().to_str().unwrap());
+        let options =
+            OciOptions { runtime: runtime.into(), scratch: Some(scratch.path().into()), ..OciOptions::default() };
+        let next = async || Oci::new(options).unwrap();
+        suite::dies_with_its_worker(test, variable, frozen, |pid| left(scratch.path(), pid), next).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_missing_is_named() {
+    if !is_root() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let options = |runtime: &str| OciOptions {
+        runtime: runtime.into(),
+        scratch: Some(scratch.path().into()),
+        ..OciOptions::default()
+    };
+    let refused = Oci::new(options("no-such-runtime")).unwrap_err();
+    assert!(refused.to_string().starts_with("no-such-runtime cannot be run"), "{refused}");
+    // One that says what is wrong is quoted, and nothing is left of the attempt.
+    let broken = scratch.path().join("broken");
+    let script = "#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'no such luck' >&2\nexit 1\n";
+    fs::write(&broken, script).unwrap();
+    fs::set_permissions(&broken, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let driver = Oci::new(options(broken.to_str().unwrap())).unwrap();
+    let (_home, workspace, outputs) = suite::home();
+    let refused = driver.create(Spec::new(workspace, outputs)).await.unwrap_err();
+    assert_eq!(refused.to_string(), "broken run: no such luck");
+    assert_eq!(left(scratch.path(), std::process::id()), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn layers_are_what_they_are_elsewhere() {
+    for runtime in ["runc", "crun", "runsc"] {
+        let Some(mut subject) = subject(runtime, WALLS) else { continue };
+        let Rootfs::Directory(image) = subject.rootfs.clone() else { panic!("a directory") };
+        let layers = tempfile::tempdir().unwrap();
+        let at = |name: &str| layers.path().join(name);
+        fs::create_dir_all(at("top/etc")).unwrap();
+        fs::write(at("top/etc/marker"), "of the upper layer").unwrap();
+        fs::create_dir_all(at("lower/deep")).unwrap();
+        fs::write(at("lower/deep/kept"), "kept").unwrap();
+        fs::create_dir(at("upper")).unwrap();
+        for open in ["lower/deep", "lower"] {
+            fs::set_permissions(at(open), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        }
+        subject.rootfs = Rootfs::Layers(vec![at("top"), image]);
+        let workspace = Workspace::Layered { lower: vec![at("lower")], upper: at("upper") };
+        let place = subject.place_with(|spec| spec.workspace = workspace).await;
+        assert_eq!(place.bash("cat /etc/marker").await, "of the upper layer", "{runtime}");
+        assert_eq!(place.bash("cat deep/kept; echo new > deep/more; cat deep/more").await, "keptnew", "{runtime}");
+        place.sandbox.destroy().await.unwrap();
+        assert_eq!(fs::read_to_string(at("upper/upper/deep/more")).unwrap(), "new\n");
+        assert!(!at("lower/deep/more").exists());
+        assert_eq!((subject.left)(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn the_hosts_programs_will_do() {
+    for runtime in ["runc", "crun", "runsc"] {
+        let Some(mut subject) = subject(runtime, WALLS) else { continue };
+        subject.rootfs = Rootfs::Host;
+        let place = subject.place().await;
+        assert_eq!(
+            place.bash("/usr/bin/env printf through; cat /etc/passwd | grep -c agent").await,
+            "through1",
+            "{runtime}"
+        );
+        assert_ne!(place.run(&["/bin/cat", "/etc/shadow"]).await.0.code, Some(0));
+    }
+}
+
+macro_rules! runtime {
+    ($module:ident, $program:literal, $enforces:expr, $bomb:ident $(, $more:ident)*) => {
+        mod $module {
+            #[tokio::test]
+            async fn it_dies_with_its_worker() {
+                let test = concat!("drivers::oci::", stringify!($module), "::it_dies_with_its_worker");
+                super::death($program, $enforces, test).await;
+            }
+
+            crate::drivers::conforms!(
+                super::subject($program, $enforces),
+                [
+                    the_six_tools_work,
+                    commands_have_input_output_and_an_end,
+                    a_terminal_has_a_size,
+                    files_go_in_and_come_back,
+                    a_detached_command_is_listed_and_heard_again,
+                    a_port_inside_is_reached,
+                    a_command_gets_what_the_spec_says_and_no_more,
+                    what_is_written_is_the_hosts,
+                    nobody_has_a_privilege,
+                    there_is_no_network,
+                    $bomb,
+                $($more,)*
+                    memory_is_limited,
+                    it_freezes_and_thaws,
+                    usage_is_told,
+                    the_end_leaves_nothing,
+                    what_is_required_is_there_or_refused,
+                ]
+            );
+        }
+    };
+}
+
+runtime!(runc, "runc", super::WALLS, limits_hold, the_cell_cannot_be_killed, a_terminal_has_jobs);
+runtime!(crun, "crun", super::WALLS, limits_hold, the_cell_cannot_be_killed, a_terminal_has_jobs);
+runtime!(gvisor, "runsc", super::GVISOR, a_bomb_ends_the_sandbox_at_most);
