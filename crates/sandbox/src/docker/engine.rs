@@ -141,7 +141,6 @@ impl Engine {
         let cpu = stats.cpu_stats.and_then(|cpu| cpu.cpu_usage).and_then(|cpu| cpu.total_usage);
         let memory = stats.memory_stats.unwrap_or_default();
         Ok(Usage {
-            disk_bytes: None,
             cpu: cpu.map(Duration::from_nanos),
             memory_bytes: memory.usage,
             memory_peak_bytes: memory.max_usage,
