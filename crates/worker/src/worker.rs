@@ -11,7 +11,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::client::{CallError, Client, ClientError, ClientOptions, is_loopback};
 use crate::item::{self, Outcome, Shared};
 use crate::observe::Observation;
-use crate::options::{Mode, Options};
+use crate::options::{Checkpoints, Mode, Options};
 use crate::pace::{Backoff, between, unit, unix_now};
 use crate::perimeter::{Perimeter, Registry};
 use crate::ssh::Ssh;
@@ -52,6 +52,9 @@ pub enum Error {
     /// The store of checkpoints cannot be used.
     #[error("opening the store of checkpoints: {0}")]
     Checkpoints(#[from] palisade_checkpoint::Error),
+    /// Checkpoints are wanted of a driver that has none.
+    #[error("the {0} driver mounts no layers, so that it has no checkpoints; use native or oci, or ask for none")]
+    NoCheckpoints(&'static str),
     /// There is no environment key.
     #[error("the environment key is empty")]
     NoKey,
@@ -150,6 +153,9 @@ impl Worker {
         let leaks = |(name, value): &&(String, String)| name.starts_with("ANTHROPIC_") || value.contains(key);
         if let Some((name, _)) = options.sandbox_env.iter().find(leaks) {
             return Err(Error::SandboxEnv(name.clone()));
+        }
+        if options.checkpoints != Checkpoints::default() && !options.driver.capabilities().snapshot {
+            return Err(Error::NoCheckpoints(options.driver.name()));
         }
         options.concurrency = options.concurrency.max(1);
         let fail = |source| Error::StateDir { path: options.state_dir.display().to_string(), source };

@@ -21,6 +21,9 @@ impl Hands {
     /// Takes a checkpoint of the workspace. Everything in the sandbox stands still from before the first byte is read until
     /// the last one is.
     pub(crate) async fn checkpoint(&self, why: &str) -> Result<Captured, String> {
+        if self.is_flat() {
+            return Err(self.no_layers());
+        }
         // Nobody starts or ends the sandbox meanwhile. A task of its own, as whoever gives the caller up must not leave
         // a sandbox frozen, nor let one go on that is being read.
         let live = self.live.clone().lock_owned().await;
@@ -53,6 +56,9 @@ impl Hands {
     /// Brings the workspace back to a checkpoint. The sandbox ends, and with it every process of the session; the next call
     /// starts a new one on the state of the checkpoint.
     pub(crate) async fn restore(&self, id: &Id) -> Result<(), String> {
+        if self.is_flat() {
+            return Err(self.no_layers());
+        }
         let mut live = self.live.lock().await;
         self.end(&mut live).await;
         let (home, store, id) = (self.plan.home.clone(), self.plan.store.clone(), *id);
@@ -108,7 +114,7 @@ pub(super) fn go_back(home: &Home, store: &Store, id: &Id) -> Result<(), String>
     store.materialise(id, ownership()).map_err(|error| error.to_string())?;
     let layers = home.layers().map_err(|error| error.to_string())?;
     let layers = layers.ok_or("the session has no workspace yet")?;
-    let next = Layers { base: found.base, checkpoint: Some(*id), layer: layers.layer + 1, taken: layers.taken };
+    let next = Layers { base: found.base, checkpoint: Some(*id), layer: layers.layer + 1, ..layers };
     home.note_layers(&next).map_err(|error| error.to_string())
 }
 

@@ -143,10 +143,23 @@ impl Hands {
         self.plan.driver.name()
     }
 
+    /// Whether the driver mounts no layers, so that a workspace is a plain directory.
+    fn is_flat(&self) -> bool {
+        !self.plan.driver.capabilities().snapshot
+    }
+
+    fn no_layers(&self) -> String {
+        format!("the {} driver mounts no layers, so that it has no checkpoints: use native or oci", self.driver())
+    }
+
     async fn create(&self) -> Result<Live, String> {
         let began = Instant::now();
         let place = self.prepare().await?;
-        let workspace = Workspace::Layered { lower: place.lower, upper: place.directory };
+        let workspace = if self.is_flat() {
+            Workspace::Directory(place.upper)
+        } else {
+            Workspace::Layered { lower: place.lower, upper: place.directory }
+        };
         let spec = Spec { workspace, ..self.plan.spec.clone() };
         let created = self.plan.driver.create(spec).await.map_err(|error| error.to_string())?;
         let took = began.elapsed();
@@ -167,17 +180,22 @@ impl Hands {
         let (home, store, base) = (self.plan.home.clone(), self.plan.store.clone(), self.plan.base.clone());
         let origin = *self.origin.lock().unwrap_or_else(PoisonError::into_inner);
         let session = self.session.clone();
+        let flat = self.is_flat();
+        if flat && origin.is_some() {
+            return Err(self.no_layers());
+        }
         let made = tokio::task::spawn_blocking(move || {
             let fresh = || {
                 // A checkpoint brings its own base.
                 let from = origin.map(|id| store.show(&id)).transpose()?;
                 let base = from.map_or_else(|| base.name.clone(), |from| from.base);
-                Ok(Layers { base, checkpoint: origin, layer: 1, taken: Vec::new() })
+                Ok(Layers { base, checkpoint: origin, layer: 1, taken: Vec::new(), flat })
             };
             home.make_root().map_err(|error| error.to_string())?;
-            home.make(fresh).map_err(|error| error.to_string())?;
+            home.make(flat, fresh).map_err(|error| error.to_string())?;
             let undone = transaction::recover(&home, &store, &session)?;
-            let (layers, base) = home.make(|| unreachable!("it was made above")).map_err(|error| error.to_string())?;
+            let (layers, base) =
+                home.make(flat, || unreachable!("it was made above")).map_err(|error| error.to_string())?;
             let layer = match &layers.checkpoint {
                 Some(id) => Some(store.materialise(id, checkpoint::ownership()).map_err(|error| error.to_string())?),
                 None => None,
@@ -186,7 +204,9 @@ impl Hands {
             let lower = above.chain([base.path]).collect();
             let directory = home.layer(layers.layer);
             let lower: Vec<PathBuf> = lower;
-            workspace::take_after(&directory.join("upper"), &lower[0]).map_err(|error| error.to_string())?;
+            if !flat {
+                workspace::take_after(&directory.join("upper"), &lower[0]).map_err(|error| error.to_string())?;
+            }
             Ok::<_, String>((Place { lower, upper: directory.join("upper"), directory, layer }, undone))
         });
         let (place, undone) = made.await.map_err(|error| error.to_string())??;

@@ -91,7 +91,7 @@ fn look(seed: &Path, below: &Path, found: &mut BTreeMap<PathBuf, String>) -> io:
 }
 
 /// Copies a tree: files with their modes, symbolic links as links; sockets, pipes and devices are left out.
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let (kind, target) = (entry.file_type()?, to.join(entry.file_name()));

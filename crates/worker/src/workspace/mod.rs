@@ -58,6 +58,9 @@ pub(crate) struct Layers {
     /// The checkpoints that were taken of this session, oldest first.
     #[serde(default)]
     pub(crate) taken: Vec<Taken>,
+    /// Whether the base was copied, so that the written layer is all there is: for drivers that mount no layers.
+    #[serde(default)]
+    pub(crate) flat: bool,
 }
 
 /// A checkpoint of a session.
@@ -90,6 +93,12 @@ pub(crate) enum HomeError {
     Disk(#[from] disk::Error),
     #[error("the checkpoint that the session is to start from: {0}")]
     Origin(#[from] palisade_checkpoint::Error),
+    #[error(
+        "the workspace was made for a driver that {} layers, and this one {}: serve the session with a worker of the first kind",
+        if *flat { "mounts no" } else { "mounts" },
+        if *flat { "does" } else { "does not" }
+    )]
+    Flat { flat: bool },
     #[error("the base {name} of the workspace is gone from {path}: restore it from a backup, or delete the session")]
     Base { name: String, path: PathBuf },
 }
@@ -199,7 +208,11 @@ impl Home {
 
     /// Makes what is missing, with `fresh` for a workspace that was never there, and removes layers that were left behind. The
     /// journal's lock must be held.
-    pub(crate) fn make(&self, fresh: impl FnOnce() -> Result<Layers, HomeError>) -> Result<(Layers, Base), HomeError> {
+    pub(crate) fn make(
+        &self,
+        flat: bool,
+        fresh: impl FnOnce() -> Result<Layers, HomeError>,
+    ) -> Result<(Layers, Base), HomeError> {
         make(&self.outputs)?;
         let layers = match self.layers()? {
             Some(layers) => layers,
@@ -209,16 +222,25 @@ impl Home {
                 layers
             }
         };
+        if layers.flat != flat {
+            return Err(HomeError::Flat { flat: layers.flat });
+        }
         let gone = || HomeError::Base { name: layers.base.clone(), path: self.state_dir.join("bases") };
         let base = Base::named(&self.state_dir, &layers.base).ok_or_else(gone)?;
         self.hold(layers.layer)?;
         let upper = self.layer(layers.layer).join("upper");
         if !upper.exists() {
-            DirBuilder::new()
-                .mode(0o755)
-                .create(&upper)
-                .and_then(|()| base::give(&upper))
-                .map_err(|source| HomeError::Make { path: upper, source })?;
+            // It appears only when it is complete.
+            let partial = upper.with_extension("partial");
+            let wrong = |source| HomeError::Make { path: partial.clone(), source };
+            if partial.exists() {
+                remove::remove_tree(&partial).map_err(wrong)?;
+            }
+            DirBuilder::new().mode(0o755).create(&partial).and_then(|()| base::give(&partial)).map_err(wrong)?;
+            if flat {
+                base::copy(&base.path, &partial).map_err(wrong)?;
+            }
+            fs::rename(&partial, &upper).map_err(wrong)?;
         }
         self.sweep(layers.layer);
         Ok((layers, base))
@@ -312,20 +334,22 @@ mod tests {
         let home = Home::of(dir.path(), "sesn_1");
         home.make_root().unwrap();
         let base = Base::make(dir.path(), None).unwrap();
-        let fresh = || Ok(Layers { base: base.name.clone(), checkpoint: None, layer: 1, taken: Vec::new() });
-        let (layers, found) = home.make(fresh).unwrap();
+        let fresh =
+            || Ok(Layers { base: base.name.clone(), checkpoint: None, layer: 1, taken: Vec::new(), flat: false });
+        let (layers, found) = home.make(false, fresh).unwrap();
         assert_eq!((&found, layers.layer), (&base, 1));
         fs::write(home.layer(1).join("file"), "x").unwrap();
         let next = Layers { layer: 2, ..layers };
         home.note_layers(&next).unwrap();
         // A crash before the old layer was removed.
-        let (again, _) = home.make(|| unreachable!("it is there")).unwrap();
+        let (again, _) = home.make(false, || unreachable!("it is there")).unwrap();
         assert_eq!(again, next);
+        assert!(matches!(home.make(true, fresh), Err(HomeError::Flat { flat: false })));
         assert!(home.layer(2).is_dir() && !home.layer(1).exists());
         fs::write(&home.layers, "{").unwrap();
-        assert!(matches!(home.make(fresh), Err(HomeError::Read { .. })));
+        assert!(matches!(home.make(false, fresh), Err(HomeError::Read { .. })));
         fs::write(&home.layers, r#"{"base":"gone","checkpoint":null,"layer":1}"#).unwrap();
-        assert!(matches!(home.make(fresh), Err(HomeError::Base { .. })));
+        assert!(matches!(home.make(false, fresh), Err(HomeError::Base { .. })));
     }
 
     #[test]
@@ -335,8 +359,9 @@ mod tests {
         let home = Home::of(dir.path(), "sesn_1").within(limit);
         home.make_root().unwrap();
         let base = Base::make(dir.path(), None).unwrap();
-        let fresh = || Ok(Layers { base: base.name.clone(), checkpoint: None, layer: 1, taken: Vec::new() });
-        let (layers, _) = home.make(fresh).unwrap();
+        let fresh =
+            || Ok(Layers { base: base.name.clone(), checkpoint: None, layer: 1, taken: Vec::new(), flat: false });
+        let (layers, _) = home.make(false, fresh).unwrap();
         let image = disk::image_of(&home.layer(1));
         if !image.exists() {
             return eprintln!("not run here: no file system can be made in a file, or there are project quotas");
@@ -346,13 +371,33 @@ mod tests {
         assert!(!home.layer(1).join("upper").exists());
         // Another item, which may have no limit any more.
         let home = Home::of(dir.path(), "sesn_1");
-        home.make(|| unreachable!("it is there")).unwrap();
+        home.make(false, || unreachable!("it is there")).unwrap();
         assert_eq!(fs::read_to_string(home.layer(1).join("upper/file")).unwrap(), "content");
         let home = home.within(limit);
         home.note_layers(&Layers { layer: 2, ..layers }).unwrap();
-        home.make(|| unreachable!("it is there")).unwrap();
+        home.make(false, || unreachable!("it is there")).unwrap();
         assert!(!image.exists() && !home.layer(1).exists() && disk::image_of(&home.layer(2)).exists());
         assert_eq!(fs::read_dir(home.layer(2).join("upper")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_workspace_without_layers_has_all_of_its_base() {
+        let dir = tempfile::tempdir().unwrap();
+        let seed = dir.path().join("seed");
+        fs::create_dir(&seed).unwrap();
+        fs::write(seed.join("file"), "x").unwrap();
+        let base = Base::make(dir.path(), Some(&seed)).unwrap();
+        let home = Home::of(dir.path(), "sesn_1");
+        home.make_root().unwrap();
+        let fresh =
+            || Ok(Layers { base: base.name.clone(), checkpoint: None, layer: 1, taken: Vec::new(), flat: true });
+        home.make(true, fresh).unwrap();
+        let file = home.layer(1).join("upper/file");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "x");
+        fs::write(&file, "changed").unwrap();
+        home.make(true, fresh).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "changed");
+        assert_eq!(fs::read_to_string(base.path.join("file")).unwrap(), "x");
     }
 
     #[test]
@@ -363,7 +408,8 @@ mod tests {
         let home = Home::of(dir.path(), "sesn_1");
         home.make_root().unwrap();
         let taken = vec![Taken { id: ids[1], at_ms: 0, why: String::new() }];
-        home.note_layers(&Layers { base: "empty".to_owned(), checkpoint: Some(ids[0]), layer: 1, taken }).unwrap();
+        home.note_layers(&Layers { base: "empty".to_owned(), checkpoint: Some(ids[0]), layer: 1, taken, flat: false })
+            .unwrap();
         Transaction::prepared("sesn_1", "call", ids[2], std::time::SystemTime::UNIX_EPOCH)
             .write(&home.transaction)
             .unwrap();
