@@ -53,7 +53,10 @@ impl Lane {
         if done.status == "0" {
             return Ok(done.output);
         }
-        let last = done.output.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it says nothing");
+        let mut lines = done.output.lines().rev().filter(|line| !line.trim().is_empty());
+        // Hints of how to call it may follow the error.
+        let error = lines.clone().find(|line| line.to_ascii_lowercase().contains("error"));
+        let last = error.or_else(|| lines.next()).unwrap_or("it says nothing");
         Err(format!("it does not work here: {}", last.trim()))
     }
 
@@ -97,6 +100,10 @@ mod tests {
         assert!(lane.run("true").await.unwrap() > Duration::ZERO);
         assert_eq!(lane.run("(exit 3)").await.unwrap_err(), "it has ended with status 3");
         assert_eq!(lane.attempt("echo reason >&2; false").await.unwrap_err(), "it does not work here: reason");
+        assert_eq!(
+            lane.attempt("echo Error: reason; echo hint; echo; false").await.unwrap_err(),
+            "it does not work here: Error: reason"
+        );
         assert!(lane.run("exit").await.unwrap_err().starts_with("its shell has ended"));
     }
 }

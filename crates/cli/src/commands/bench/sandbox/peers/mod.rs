@@ -185,8 +185,8 @@ impl Peer {
         let id = format!("palisade-bench-{}", std::process::id());
         let cold = format!("{runtime} run --bundle '{}' {id}-once", once.display());
         lane.attempt(&cold).await?;
-        lane.attempt(&format!("{runtime} run --detach --bundle '{}' {id} >/dev/null 2>&1", waits.display())).await?;
         let end = Some(format!("{runtime} delete --force {id}"));
+        lane.attempt(&format!("{runtime} run --detach --bundle '{}' {id} >/dev/null 2>&1", waits.display())).await?;
         let peer = Peer { cold: Some(cold), end, ..Peer::of(lane) };
         peer.ready(Some(format!("{runtime} exec {id} /bin/true"))).await
     }
@@ -220,7 +220,16 @@ impl Peer {
 }
 
 fn as_root() -> Result<(), String> {
-    if rustix::process::geteuid().is_root() { Ok(()) } else { Err("it is measured as root only".to_owned()) }
+    if !rustix::process::geteuid().is_root() {
+        return Err("it is measured as root only".to_owned());
+    }
+    // The scheduling policy, after the name, which may hold anything: sched(7) numbers FIFO 1 and RR 2.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let policy = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(38));
+    if matches!(policy, Some("1" | "2")) {
+        return Err("with real-time priority no process can go into its control groups; use `nice` instead".to_owned());
+    }
+    Ok(())
 }
 
 /// A shell for its commands, if it is there.
