@@ -46,6 +46,16 @@ impl Hands {
         Ok(captured)
     }
 
+    /// Makes a checkpoint's layer while nobody waits for it: whoever asked for one is likely to go back to it, or to fork it.
+    pub(crate) fn foresee(&self, id: Id) {
+        let (store, session) = (self.plan.store.clone(), self.session.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.materialise(&id, ownership()) {
+                tracing::warn!(session = &*session, checkpoint = %id, %error, "a checkpoint's layer could not be made");
+            }
+        });
+    }
+
     /// Gives a checkpoint a name.
     pub(crate) async fn label(&self, id: Id, label: String) -> Result<Checkpoint, String> {
         let store = self.plan.store.clone();

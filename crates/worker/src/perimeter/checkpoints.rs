@@ -30,6 +30,7 @@ pub(super) async fn take(
     let served = served(&state, &session)?;
     audit::note(peer, &session, "checkpoint", body.label.as_deref().unwrap_or_default());
     let captured = served.hands.checkpoint("asked for").await.map_err(refused)?;
+    served.hands.foresee(captured.checkpoint.id);
     let Some(label) = body.label else { return Ok(Json(captured.checkpoint)) };
     served.hands.label(captured.checkpoint.id, label).await.map(Json).map_err(refused)
 }
