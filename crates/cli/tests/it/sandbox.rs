@@ -19,10 +19,14 @@ fn attempts_are_listed_and_made() {
 #[test]
 fn what_is_not_there_is_said() {
     let rig = Rig::new();
-    for (args, said) in [(["--only", "nonsense"], "no attempt's name begins with"), (["--driver", "none"], "no driver")]
-    {
+    for (args, code, said) in [
+        (["--only", "nonsense"], 1, "no attempt's name begins with"),
+        (["--driver", "none"], 64, "possible values: native, oci, docker, process"),
+        (["--driver", "docker"], 1, "needs an image"),
+        (["--driver", "process"], 1, "development"),
+    ] {
         let output = rig.run(&[&["sandbox", "test"], args.as_slice()].concat());
         let error = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.code() == Some(1) && error.contains(said), "{error}");
+        assert!(output.status.code() == Some(code) && error.contains(said), "{error}");
     }
 }
