@@ -252,7 +252,13 @@ fn ours(host: &Path, writable: bool) -> Result<(), Error> {
 }
 
 fn places_of_all(top: &Path, owner: &Owner) -> Result<(), Error> {
-    PLACES.iter().try_for_each(|place| owner.directory(top, place))
+    PLACES.iter().try_for_each(|place| owner.directory(top, place))?;
+    // runc before 1.2 gives a tmpfs the mode of what it is mounted on, whatever `mode=` says.
+    for (place, mode) in [("tmp", 0o1777), ("home/agent", 0o700)] {
+        let at = top.join(place);
+        fs::set_permissions(&at, fs::Permissions::from_mode(mode)).map_err(wrong(&at))?;
+    }
+    Ok(())
 }
 
 /// The host's programs: links and files of its root are written, directories become mounts.

@@ -390,6 +390,10 @@ pub(crate) async fn nobody_has_a_privilege(subject: Subject) {
         assert_ne!(status.code, Some(0), "{path}: {said}");
     }
     assert_eq!(place.run(&["/bin/cat", "/etc/shadow"]).await.0.code, Some(1));
+    for directory in ["/tmp", "/dev/shm", "$HOME", "/workspace"] {
+        let (status, said) = place.run(&["/bin/bash", "-c", &format!("echo x > {directory}/x")]).await;
+        assert_eq!(status.code, Some(0), "{directory}: {said}");
+    }
     for facility in subject.enforces {
         assert!(place.sandbox.report().enforces(*facility), "{facility}: {:?}", place.sandbox.report());
     }
