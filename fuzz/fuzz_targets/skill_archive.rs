@@ -6,7 +6,6 @@ use libfuzzer_sys::fuzz_target;
 use palisade_fuzz::{Scene, contents, plant, repair, seed};
 
 // The worker builds the cell into itself, and not for fuzzing: only its unpacker is taken.
-#[allow(dead_code, reason = "the worker's other parts use it")]
 #[path = "../../crates/worker/src/skills/unpack.rs"]
 mod unpack;
 
