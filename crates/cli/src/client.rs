@@ -5,11 +5,12 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use palisade_api::Secret;
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 
 use crate::output::{Context as _, Failure, Outcome};
-use crate::secret::{Secret, Source};
+use crate::secret::Source;
 
 /// The version and the beta that every request names (wire reference: conventions §2, §3).
 const VERSION: &str = "2023-06-01";

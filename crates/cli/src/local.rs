@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use palisade_engine::model::Models;
 use palisade_engine::{Clock, Engine, SystemClock};
 use palisade_server::Server;
 use palisade_store::{Sqlite, Store, StoreError};
-use tokio::task::JoinHandle;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::url_file;
@@ -165,6 +167,27 @@ pub(crate) async fn asked_to_end() -> Outcome<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// Gives every connection that comes its own task, at most 64 at a time, until the process is asked to end; they end with it.
+pub(crate) async fn for_each_connection<F>(listener: &TcpListener, mut task: impl FnMut(TcpStream) -> F) -> Outcome
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    const MOST: usize = 64;
+    let mut connections = JoinSet::new();
+    let ended = asked_to_end();
+    tokio::pin!(ended);
+    loop {
+        tokio::select! {
+            asked = &mut ended => return asked.map(|()| ExitCode::SUCCESS),
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept(), if connections.len() < MOST => {
+                let (stream, _) = accepted.context("the port cannot be listened on")?;
+                connections.spawn(task(stream));
+            }
+        }
+    }
 }
 
 /// Sets the process up to hold many connections and to give nothing of its memory away.

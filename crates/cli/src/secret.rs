@@ -1,36 +1,15 @@
 //! Credentials on their way from where they are kept to where they are used.
 
-use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use palisade_api::Secret;
 use zeroize::Zeroizing;
 
 use crate::output::{Failure, Outcome};
 
 /// Longer than any key; what is longer is some other file.
 const LONGEST: u64 = 16 * 1024;
-
-/// A key in memory: shown as nothing, wiped when dropped.
-#[derive(Clone)]
-pub(crate) struct Secret(Zeroizing<String>);
-
-impl Secret {
-    pub(crate) fn new(value: impl Into<String>) -> Secret {
-        Secret(Zeroizing::new(value.into()))
-    }
-
-    /// The key itself, for the one place that puts it on the wire or shows it to the person who asked for it.
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(redacted)")
-    }
-}
 
 /// Where a key is read from. Never its value: an argument is visible to every process of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]

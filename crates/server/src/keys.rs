@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use palisade_api::{EnvironmentId, KeyId, Timestamp};
+use palisade_api::{EnvironmentId, KeyId, Secret, Timestamp};
 use palisade_core::batch::{Batch, Key, Kind, Mutation, Precondition, Record};
 use palisade_store::{Cursor, ListQuery, Order, Store};
 use serde::{Deserialize, Serialize};
@@ -23,28 +23,11 @@ pub const API_PREFIX: &str = "sk-ant-api03-";
 /// What every environment key starts with.
 pub const ENVIRONMENT_PREFIX: &str = "sk-ant-oat01-";
 
-/// A credential. Never printed, and wiped when dropped.
-#[derive(Clone)]
-pub struct Secret(Zeroizing<String>);
-
-impl Secret {
-    /// The credential itself, to be handed to whoever asked for it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-
-    fn random(prefix: &str) -> Secret {
-        let mut bytes = Zeroizing::new([0_u8; 32]);
-        bytes[..16].copy_from_slice(&palisade_engine::random_bytes());
-        bytes[16..].copy_from_slice(&palisade_engine::random_bytes());
-        Secret(Zeroizing::new(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes.as_slice()))))
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(redacted)")
-    }
+fn random(prefix: &str) -> Secret {
+    let mut bytes = Zeroizing::new([0_u8; 32]);
+    bytes[..16].copy_from_slice(&palisade_engine::random_bytes());
+    bytes[16..].copy_from_slice(&palisade_engine::random_bytes());
+    Secret::new(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes.as_slice())))
 }
 
 /// What a key is for.
@@ -100,7 +83,7 @@ fn make(kind: KeyKind, name: &str, now: Timestamp) -> (Secret, KeyInfo) {
     };
     let id = KeyId::from_bytes(&palisade_engine::random_bytes());
     let info = KeyInfo { id, kind, name: name.to_owned(), created_at: now, revoked_at: None };
-    (Secret::random(prefix), info)
+    (random(prefix), info)
 }
 
 /// Makes a key. The secret is returned once and cannot be read again.

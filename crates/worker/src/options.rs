@@ -7,12 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_api::EnvironmentId;
+use palisade_api::{EnvironmentId, Secret};
 use palisade_sandbox::{Driver, Facility, Limits, Rootfs};
 
 use crate::observe::Observer;
 use crate::pace::Pace;
-use crate::secret::Secret;
 
 /// When the worker looks into its queue.
 #[derive(Debug, Clone, Default)]

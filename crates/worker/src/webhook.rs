@@ -15,14 +15,13 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use palisade_api::Secret;
 use ring::hmac;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
-
-use crate::secret::Secret;
 
 /// The largest delivery that is read.
 const LARGEST: usize = 1024 * 1024;

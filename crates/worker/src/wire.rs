@@ -10,11 +10,10 @@ use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use std::collections::HashMap;
 
+use palisade_api::Secret;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
-
-use crate::secret::Secret;
 
 /// A claimed work item (the id is opaque, the hosted service uses the session's own id).
 #[derive(Debug, Deserialize)]

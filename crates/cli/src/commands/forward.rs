@@ -1,20 +1,15 @@
 //! `palisade forward`: a port of this machine's loopback device that leads to one inside a sandbox.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::ExitCode;
 
 use clap::Args;
 use palisade_worker::perimeter::{ConnectBody, Purpose};
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 
 use crate::commands::sandboxes::{WorkerAt, failed};
-use crate::local::asked_to_end;
+use crate::local::for_each_connection;
 use crate::output::{Context as _, Outcome, Output, note};
-
-/// Connections at the same time.
-const MOST: usize = 64;
 
 /// Lead a port of this machine's loopback device to one inside a session's sandbox.
 #[derive(Debug, Args)]
@@ -43,29 +38,20 @@ pub(crate) async fn run(args: &ForwardArgs, out: Output) -> Outcome {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, local)).await.context("the port cannot be listened on")?;
     let address: SocketAddr = listener.local_addr().context("the port cannot be listened on")?;
     out.either(&json!({"address": address, "port": remote}), format!("forwarding {address} to port {remote}"));
-    let mut connections = JoinSet::new();
-    let ended = asked_to_end();
-    tokio::pin!(ended);
-    loop {
-        tokio::select! {
-            asked = &mut ended => return asked.map(|()| ExitCode::SUCCESS),
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept(), if connections.len() < MOST => {
-                let (mut outside, _) = accepted.context("the port cannot be listened on")?;
-                let (client, session) = (client.clone(), args.session.clone());
-                connections.spawn(async move {
-                    let body = ConnectBody { port: remote, purpose: Purpose::Forward };
-                    match client.connect(&session, &body).await {
-                        // Either side may end it, for whatever reason.
-                        Ok(mut inside) => {
-                            let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
-                        }
-                        Err(why) => note(format!("a connection was not forwarded: {why}")),
-                    }
-                });
+    for_each_connection(&listener, |mut outside| {
+        let (client, session) = (client.clone(), args.session.clone());
+        async move {
+            let body = ConnectBody { port: remote, purpose: Purpose::Forward };
+            match client.connect(&session, &body).await {
+                // Either side may end it, for whatever reason.
+                Ok(mut inside) => {
+                    let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+                }
+                Err(why) => note(format!("a connection was not forwarded: {why}")),
             }
         }
-    }
+    })
+    .await
 }
 
 #[cfg(test)]

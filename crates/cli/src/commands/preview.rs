@@ -4,7 +4,6 @@
 //! for another host name are refused, so that no page of another site can reach this one by a name of its own.
 
 use std::net::Ipv4Addr;
-use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -20,14 +19,11 @@ use palisade_worker::perimeter::{Client, ConnectBody, Purpose};
 use serde_json::json;
 use subtle::ConstantTimeEq as _;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 
 use crate::commands::sandboxes::{WorkerAt, failed};
-use crate::local::asked_to_end;
+use crate::local::for_each_connection;
 use crate::output::{Context as _, Outcome, Output};
 
-/// Connections at the same time.
-const MOST: usize = 64;
 /// The parameter that the token comes in, and the cookie that replaces it.
 const TOKEN: &str = "palisade_token";
 const PASS: &str = "palisade_preview";
@@ -93,25 +89,18 @@ pub(crate) async fn run(args: &PreviewArgs, out: Output) -> Outcome {
         pass: secret()?,
     });
     out.either(&json!({"url": address}), format!("open {address}"));
-    let mut connections = JoinSet::new();
-    let ended = asked_to_end();
-    tokio::pin!(ended);
-    loop {
-        tokio::select! {
-            asked = &mut ended => return asked.map(|()| ExitCode::SUCCESS),
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept(), if connections.len() < MOST => {
-                let (stream, _) = accepted.context("the port cannot be listened on")?;
-                let preview = preview.clone();
-                let service = service_fn(move |request| {
-                    let preview = preview.clone();
-                    async move { Ok::<_, std::convert::Infallible>(preview.answer(request).await) }
-                });
-                let http = hyper::server::conn::http1::Builder::new();
-                connections.spawn(http.serve_connection(TokioIo::new(stream), service).with_upgrades());
-            }
-        }
-    }
+    for_each_connection(&listener, |stream| {
+        let preview = preview.clone();
+        let service = service_fn(move |request| {
+            let preview = preview.clone();
+            async move { Ok::<_, std::convert::Infallible>(preview.answer(request).await) }
+        });
+        let http = hyper::server::conn::http1::Builder::new();
+        let served = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        // A browser hangs up as it likes.
+        async move { _ = served.await }
+    })
+    .await
 }
 
 fn plain(status: StatusCode, text: &str) -> Response<Body> {

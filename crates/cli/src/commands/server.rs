@@ -102,10 +102,7 @@ impl ProviderArgs {
     pub(crate) fn serve(&self, models: Models) -> Outcome<Models> {
         let key = match (&self.anthropic_key_file, &self.anthropic_key_env) {
             (Some(path), _) => Some(KeySource::File(path.clone()).read().context("no model provider")?),
-            (None, Some(name)) => {
-                let key = secret::taken_from_environment(name, "the model provider's key")?;
-                Some(palisade_engine::model::Secret::new(key.expose()))
-            }
+            (None, Some(name)) => Some(secret::taken_from_environment(name, "the model provider's key")?),
             // A gateway of one's own may want no key.
             (None, None) if self.anthropic_base_url.is_some() => None,
             (None, None) => return Ok(models),

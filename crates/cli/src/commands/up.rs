@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use palisade_api::EnvironmentId;
+use palisade_api::{EnvironmentId, Secret};
 use palisade_server::keys::{self, KeyKind};
 use palisade_worker::Worker;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use crate::commands::text;
 use crate::commands::worker::{ServingArgs, failed, observer, options};
 use crate::local::{self, Running};
 use crate::output::{Context as _, Failure, Outcome, Output};
-use crate::secret::{Secret, Source};
+use crate::secret::Source;
 
 /// The name of the environment that `up` serves and `run` uses.
 const LOCAL: &str = "local";
@@ -60,7 +60,7 @@ async fn environment_key(server: &Running, state_dir: &Path, environment: &str) 
         .await
         .context("the environment's key cannot be made")?;
     local::write_whole(&path, key.expose().as_bytes()).context("the environment's key cannot be kept")?;
-    Ok((path, Secret::new(key.expose())))
+    Ok((path, key))
 }
 
 pub(crate) fn run(args: &UpArgs, out: Output) -> Outcome {

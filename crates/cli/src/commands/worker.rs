@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use palisade_api::EnvironmentId;
+use palisade_api::{EnvironmentId, Secret};
 use palisade_image::{Policy, PublicKey, Registries, Store as ImageStore};
 use palisade_sandbox::{Facility, Limits, Native, PoolOptions, Report, Rootfs, Status};
 use palisade_worker::{Before, Checkpoints, Mode, Observation, Observer, Options, Summary, Worker};
@@ -18,7 +18,7 @@ use crate::cli::{StateDir, block_on};
 use crate::commands::drivers::DriverArgs;
 use crate::local::{self, LogFormat};
 use crate::output::{Context as _, Failure, Outcome, Output};
-use crate::secret::{self, Secret, Source};
+use crate::secret::{self, Source};
 
 /// The variable that the vendor's own workers read the key from.
 const KEY_VARIABLE: &str = "ANTHROPIC_ENVIRONMENT_KEY";
@@ -273,7 +273,7 @@ impl WorkerArgs {
         Ok(match (self.webhook_listen, &self.webhook_key_file) {
             (Some(listen), Some(path)) => {
                 let key = Source::File(path.clone()).read("the webhook's signing secret")?;
-                Mode::Webhook { listen, signing_key: palisade_worker::Secret::new(key.expose()) }
+                Mode::Webhook { listen, signing_key: key }
             }
             _ if self.drain => Mode::Drain,
             _ => Mode::AlwaysOn,
@@ -285,8 +285,7 @@ impl WorkerArgs {
 pub(crate) fn options(base_url: &str, environment: &str, key: &Secret, state_dir: PathBuf) -> Options {
     crate::client::install_crypto();
     let driver = Arc::new(Native::new(palisade_sandbox::Options::default()));
-    let key = palisade_worker::Secret::new(key.expose());
-    Options::new(base_url, EnvironmentId::from(environment), key, state_dir, driver)
+    Options::new(base_url, EnvironmentId::from(environment), key.clone(), state_dir, driver)
 }
 
 /// One line per thing that happens, for people or for programs.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use palisade_api::Secret;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, Url};
 use serde_json::{Map, Value, json};
@@ -15,7 +16,7 @@ use tracing::warn;
 
 use super::assembly::Assembly;
 use super::retry::{RetryPolicy, refusal};
-use super::secret::Secret;
+use super::secret::redact;
 use super::sse::SseParser;
 use super::{ModelClient, ModelError, ModelErrorKind, ModelEvent, ModelRequest, Role};
 use crate::clock::{Clock, SystemClock, random_bytes};
@@ -355,7 +356,7 @@ impl Inner {
 
     fn redact(&self, text: String) -> String {
         match &self.key {
-            Some(key) => key.redact(text),
+            Some(key) => redact(key, text),
             None => text,
         }
     }

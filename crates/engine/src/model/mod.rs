@@ -12,10 +12,11 @@ mod secret;
 mod sse;
 
 pub use anthropic::{Anthropic, AnthropicError, AnthropicOptions, KeyHeader};
+pub use palisade_api::Secret;
 pub use registry::Models;
 pub use retry::RetryPolicy;
 pub use scripted::{Script, ScriptError, Scripted};
-pub use secret::{KeyError, KeySource, Secret};
+pub use secret::{KeyError, KeySource};
 
 use std::time::Duration;
 

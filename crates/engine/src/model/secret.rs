@@ -1,42 +1,18 @@
 //! The provider's key: where it comes from, and how it is kept.
 
-use std::fmt;
 use std::io::Read;
 use std::path::PathBuf;
 
+use palisade_api::Secret;
 use zeroize::Zeroizing;
 
 /// The longest key, in bytes; what is longer is some other file.
 const LONGEST: usize = 16 * 1024;
 
-/// A key in memory: shown as nothing, wiped when dropped.
-#[derive(Clone)]
-pub struct Secret(Zeroizing<String>);
-
-impl Secret {
-    /// Takes ownership of `value`; the caller should keep no copy.
-    pub fn new(value: impl Into<String>) -> Secret {
-        Secret(Zeroizing::new(value.into()))
-    }
-
-    /// The key itself, for the one place that puts it on the wire.
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-
-    /// `text` without the key: a provider may repeat in an error what it was sent.
-    pub(crate) fn redact(&self, text: String) -> String {
-        if self.0.is_empty() || !text.contains(self.0.as_str()) {
-            return text;
-        }
-        text.replace(self.0.as_str(), "(key)")
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str("Secret(redacted)")
-    }
+/// `text` without the key: a provider may repeat in an error what it was sent.
+pub(crate) fn redact(key: &Secret, text: String) -> String {
+    let key = key.expose();
+    if key.is_empty() || !text.contains(key) { text } else { text.replace(key, "(key)") }
 }
 
 /// Where a key comes from. It is never given by value, so that it is in no argument and no configuration file.

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use palisade_api::Secret;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use zeroize::Zeroizing;
 
 use crate::reference::{self, RegistryReference};
-use crate::secret::Secret;
 
 /// A configuration, or what a credential program says, in bytes; what is longer is something else.
 const LONGEST: u64 = 1024 * 1024;

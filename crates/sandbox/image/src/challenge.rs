@@ -2,10 +2,9 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use palisade_api::Secret;
 use serde::Deserialize;
 use zeroize::Zeroizing;
-
-use crate::secret::Secret;
 
 /// A way to authenticate.
 #[derive(Debug, Clone, PartialEq, Eq)]

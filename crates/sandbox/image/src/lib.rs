@@ -23,7 +23,6 @@ mod prune;
 mod pull;
 mod reference;
 mod registry;
-mod secret;
 mod signature;
 mod source;
 mod store;

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use palisade_api::Secret;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderMap, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::io::AsyncWriteExt as _;
@@ -16,7 +17,6 @@ use crate::digest::{Digest, Hasher};
 use crate::manifest::{self, Descriptor};
 use crate::policy::{self, Limits, Policy};
 use crate::reference::RegistryReference;
-use crate::secret::Secret;
 
 /// An answer of a token service, in bytes.
 const LONGEST_TOKEN: u64 = 256 * 1024;

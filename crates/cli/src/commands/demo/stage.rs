@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use palisade_api::EnvironmentId;
+use palisade_api::{EnvironmentId, Secret};
 use palisade_core::session::Rules;
 use palisade_core::work::Leases;
 use palisade_engine::model::Models;
@@ -26,7 +26,7 @@ use crate::commands::{text, worker};
 use crate::follow::Screen;
 use crate::local::{self, Running, Setup};
 use crate::output::{BOLD, Context as _, Failure, Outcome, Output};
-use crate::secret::{Secret, Source};
+use crate::secret::Source;
 
 /// The longest that the session may take.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -175,7 +175,7 @@ async fn environment_key(plan: &mut Plan, server: &Running, environment: &str) -
     local::write_whole(&plan.environment_key_file, key.expose().as_bytes())
         .context("the environment's key cannot be kept")?;
     plan.secrets.push(key.expose().to_owned());
-    Ok(Secret::new(key.expose()))
+    Ok(key)
 }
 
 /// Makes an agent and a session, follows it to its end, and reads its whole log.

@@ -27,6 +27,25 @@ fn read_within(id: &Id, nodes: &HashMap<Id, Vec<u8>>, limits: Limits) -> Result<
     decode(id, limits, |id| nodes.get(id).cloned().ok_or_else(|| wrong(id, "missing")), wrong)
 }
 
+/// A tree in which each of `levels` directories holds the one below it twice, and the lowest is `bottom`.
+fn doubled(levels: usize, bottom: Dir) -> (Id, HashMap<Id, Vec<u8>>) {
+    let mut nodes = HashMap::new();
+    let mut add = |bytes: Vec<u8>| {
+        let id = Id::of(&bytes);
+        nodes.insert(id, bytes);
+        id
+    };
+    let mut child = add(directory_node(&bottom, &[]));
+    for _ in 1..levels {
+        let entries = [(Box::from(&b"a"[..]), Node::Directory(0)), (Box::from(&b"b"[..]), Node::Directory(0))].into();
+        child = add(directory_node(&Dir { entries, ..Dir::default() }, &[child]));
+    }
+    let mut manifest = encode::MANIFEST.to_vec();
+    super::text(&mut manifest, b"base");
+    manifest.extend_from_slice(&child.0);
+    (add(manifest), nodes)
+}
+
 fn small() -> Tree {
     let mut tree = Tree::new("base");
     let file = |content, link| Node::File(File { meta: Meta { mode: 0o644, ..Meta::default() }, content, link });
@@ -97,23 +116,7 @@ fn mutated_nodes_are_refused_or_mean_what_they_say() {
 
 #[test]
 fn few_nodes_cannot_stand_for_many_entries() {
-    let mut nodes = HashMap::new();
-    let mut child = Id([0; 32]);
-    for level in 0..64 {
-        let entries = if level == 0 {
-            [].into()
-        } else {
-            [(Box::from(&b"a"[..]), Node::Directory(0)), (Box::from(&b"b"[..]), Node::Directory(0))].into()
-        };
-        let bytes = directory_node(&Dir { entries, ..Dir::default() }, &[child]);
-        child = Id::of(&bytes);
-        nodes.insert(child, bytes);
-    }
-    let mut manifest = encode::MANIFEST.to_vec();
-    super::text(&mut manifest, b"base");
-    manifest.extend_from_slice(&child.0);
-    let id = Id::of(&manifest);
-    nodes.insert(id, manifest);
+    let (id, nodes) = doubled(64, Dir::default());
     // With the real limit it takes a while.
     let limits = Limits { most_entries: 50_000, ..Limits::default() };
     let error = read_within(&id, &nodes, limits).unwrap_err();
@@ -137,22 +140,7 @@ fn few_nodes_cannot_hold_much() {
     let mut meta = Meta::default();
     meta.xattrs.insert(Box::from(&b"user.a"[..]), vec![0; 60_000].into());
     let heavy = Node::Symlink { meta, target: Box::from(&b"to"[..]) };
-    let mut nodes = HashMap::new();
-    let mut child = Id([0; 32]);
-    for level in 0..20 {
-        let entries = match level {
-            0 => [(Box::from(&b"x"[..]), heavy.clone())].into(),
-            _ => [(Box::from(&b"a"[..]), Node::Directory(0)), (Box::from(&b"b"[..]), Node::Directory(0))].into(),
-        };
-        let bytes = directory_node(&Dir { entries, ..Dir::default() }, &[child]);
-        child = Id::of(&bytes);
-        nodes.insert(child, bytes);
-    }
-    let mut manifest = encode::MANIFEST.to_vec();
-    super::text(&mut manifest, b"base");
-    manifest.extend_from_slice(&child.0);
-    let id = Id::of(&manifest);
-    nodes.insert(id, manifest);
+    let (id, nodes) = doubled(20, Dir { entries: [(Box::from(&b"x"[..]), heavy)].into(), ..Dir::default() });
     // With the real limit it would take 2 GiB.
     let limits = Limits { most_held: 8 << 20, ..Limits::default() };
     let error = read_within(&id, &nodes, limits).unwrap_err();
