@@ -97,7 +97,6 @@ pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, mut slot: Slot, s
         session.clone(),
         shared.observe.clone(),
     ));
-    let entered = shared.registry.enter(session.clone(), hands.clone());
     // Keeps the session's lock until everything is torn down.
     let mut journal = None;
     let served =
@@ -110,14 +109,14 @@ pub(crate) async fn serve(shared: Arc<Shared>, work: WorkItem, mut slot: Slot, s
             _ => Verdict::completed("ended by the control plane"),
         },
     };
-    // Whoever looked in from outside is not let in any more.
-    drop(entered);
+    hands.checkpoint_at_end(verdict.idle).await;
     // The sandbox ends before the item does, so that whoever continues the session never meets its processes.
-    let idle = verdict.idle;
-    if tokio::time::timeout(Duration::from_secs(10), hands.close(idle)).await.is_err() {
+    let closed = tokio::time::timeout(Duration::from_secs(10), hands.close()).await.is_ok();
+    if !closed {
         tracing::warn!(session = &*session, "the sandbox takes long to end; going on without it");
     }
-    if journal.is_some() {
+    // Not below a sandbox that may still run: the next item takes them out.
+    if journal.is_some() && closed {
         let installed = home.installed_skills();
         if !installed.is_empty()
             && let Ok(Some(layers)) = home.layers()
@@ -240,6 +239,9 @@ async fn serve_session(
     }
     // Whatever a call that was cut off did is known before the first one of this item is answered.
     hands.recover().await;
+    // From here on, and until the item ends, operators may look in and start things: not before, as the workspace is another
+    // item's until its lock is had, and what is put into it below a running sandbox could be led astray.
+    let _entered = shared.registry.enter(session.clone(), hands.clone());
     // The sandbox starts while the history is read.
     let _early = start_early(hands);
     let options = &shared.options;

@@ -278,6 +278,7 @@ impl Service {
                 let text =
                     format!("The call was stopped before it finished because the worker is shutting down. {effect}");
                 let event = answer::error_event(&call, &text);
+                note(&self.context, &call, &event);
                 self.finish(call, event, true);
             }
         }
@@ -348,6 +349,7 @@ impl Service {
         };
         let text = format!("The worker was restarted while this {} call ran. {effect}", call.name);
         let event = answer::error_event(&call.id, &text);
+        note(&self.context, &call.id, &event);
         self.ledger.tool_done(&call.id);
         self.recorded.insert(call.id.clone());
         self.finish(call.id, event, true);
@@ -366,6 +368,9 @@ impl Service {
                 tracing::error!(session = &*self.context.session, call, tool, %error, "a tool call broke the worker's code");
                 let event =
                     answer::error_event(&call, "The worker failed while it ran the call; its effects are unknown.");
+                if !read {
+                    note(&self.context, &call, &event);
+                }
                 Finished { event, is_error: true, took: Duration::ZERO, usage: None, record: !read }
             }
         };
@@ -454,7 +459,19 @@ async fn run(context: Context, call: Call) -> Finished {
         cpu_us = usage.and_then(|usage| usage.cpu).map(|cpu| cpu.as_micros() as u64),
         "tool finished"
     );
+    if record {
+        note(&context, &call.id, &event);
+        // The call runs until this is done: the next one would take what is not kept yet for what was cut off.
+        context.hands.keep(&call.id).await;
+    }
     Finished { event, is_error, took, usage, record }
+}
+
+/// Has the journal know a call's result.
+fn note(context: &Context, call: &str, event: &str) {
+    if let Err(error) = context.journal.result(call, event) {
+        tracing::warn!(session = &*context.session, call, %error, "result could not be recorded; posting it all the same");
+    }
 }
 
 /// Posts one result until it is accepted, refused for good, or out of time. A recorded result is in the journal before it
@@ -464,10 +481,6 @@ async fn post(context: Context, call: String, event: Arc<str>, record: bool) -> 
         let posted = deliver(&context, &call, &event).await;
         return (call, posted);
     }
-    if let Err(error) = context.journal.result(&call, &event) {
-        tracing::warn!(session = &*context.session, call, %error, "result could not be recorded; posting it all the same");
-    }
-    context.hands.keep(&call).await;
     let posted = alongside(deliver(&context, &call, &event), force(&context)).await;
     (call, posted)
 }

@@ -17,6 +17,7 @@ mod ingest;
 mod layer;
 #[cfg(feature = "remote")]
 mod remote;
+mod seal;
 mod store;
 mod transaction;
 mod tree;
@@ -31,5 +32,5 @@ pub use layer::Layer;
 pub use object_store;
 #[cfg(feature = "remote")]
 pub use remote::{Moved, Remote, open_objects};
-pub use store::{Checkpoint, Counts, Fault, Pruned, Retention, Store, Verified};
+pub use store::{Checkpoint, Counts, Durable, Fault, Pruned, Retention, Store, Verified, write_whole};
 pub use transaction::{Action, Facts, State, Transaction, recover};

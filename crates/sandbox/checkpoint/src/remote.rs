@@ -169,8 +169,7 @@ impl Store {
             while let Some((_, entry)) = waiting.next_if(|_| writer.len() < SENT) {
                 let (pack, entry) = self.find(&index, &entry.id)?;
                 // What is broken here must not be kept elsewhere as if it were whole.
-                pack.read(&entry)?;
-                writer.add(entry.id, entry.len, &pack.stored(&entry)?)?;
+                writer.add(entry.id, entry.len, &pack.checked(&entry)?)?;
                 moved.chunks += 1;
             }
             let tmp = self.path("tmp");
@@ -245,7 +244,7 @@ impl Store {
         let entries = pack::entries_of(id, &bytes).map_err(|what| wrong(what.to_owned()))?;
         for entry in &entries {
             let start = usize::try_from(entry.offset).map_err(failed)?;
-            pack::unpack(entry, bytes[start..start + entry.stored as usize].to_vec()).map_err(wrong)?;
+            pack::unpack(entry, &bytes[start..start + entry.stored as usize]).map_err(wrong)?;
         }
         let made = self.temporary();
         let packs = self.path("packs");

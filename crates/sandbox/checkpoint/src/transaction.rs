@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::At as _;
 use crate::store::{Durable, sync_dir, write_whole};
-use crate::{Error, Id, Result};
+use crate::{Error, Id, Result, seal};
 
 /// Where a transactional call is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -107,29 +107,20 @@ impl Transaction {
 
     /// Writes the record; when this returns it is durable. A crash leaves the old record or the new one.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string(self).expect("a transaction has only text and numbers");
-        let check = Id::of(text.as_bytes());
         let name = path.file_name().and_then(std::ffi::OsStr::to_str);
         let (Some(dir), Some(name)) = (path.parent(), name) else {
             return Err(Error::io("writing", path, io::Error::other("it is no name of a file")));
         };
-        write_whole(dir, name, format!("{text}\n{check}\n").as_bytes(), Durable::Yes)
+        write_whole(dir, name, &seal::text(self), Durable::Yes)
     }
 
     /// Reads the record; `None` when there is none.
     pub fn read(path: &Path) -> Result<Option<Transaction>> {
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(why) => return Err(Error::io("reading", path, why)),
-        };
-        let wrong = |what: &str| Error::corrupt(path, what);
-        let (json, check) =
-            text.strip_suffix('\n').and_then(|it| it.split_once('\n')).ok_or_else(|| wrong("it is no transaction"))?;
-        if check.parse::<Id>().ok() != Some(Id::of(json.as_bytes())) {
-            return Err(wrong("its check does not fit"));
+        match std::fs::read(path) {
+            Ok(bytes) => seal::record(&bytes).map(Some).map_err(|what| Error::corrupt(path, what)),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(why) => Err(Error::io("reading", path, why)),
         }
-        serde_json::from_str(json).map(Some).map_err(|why| wrong(&format!("it is no transaction: {why}")))
     }
 
     /// Removes the record of a call that has come to its end.

@@ -26,9 +26,12 @@ pub enum Excess {
     /// Headers of one entry that do not end.
     #[error("the headers of one entry are larger than {0} bytes")]
     Headers(u64),
-    /// Too many entries.
-    #[error("it has more than {0} entries")]
+    /// Too many entries, with the directories that only their paths name.
+    #[error("it has more than {0} entries and directories")]
     Entries(u64),
+    /// Too long paths of directories, together.
+    #[error("the paths and attributes of its directories take more than {0} bytes")]
+    Paths(u64),
 }
 
 impl From<Excess> for io::Error {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW};
+use rustix::io::Errno;
 
 use crate::digest::Digest;
 use crate::error::Error;
@@ -42,8 +43,11 @@ impl Store {
         let record = self.image_path(digest);
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let used = Timestamps { last_access: now, last_modification: now };
-        rustix::fs::utimensat(CWD, &record, &used, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|_| damaged("its record".to_owned()))?;
+        match rustix::fs::utimensat(CWD, &record, &used, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => return Err(damaged("its record".to_owned())),
+            Err(cause) => return Err(Error::store("noting the use of an image", &record)(cause.into())),
+        }
         let lock = store::lock_file(&self.image_lock_path(digest), FlockOperation::LockShared)?;
         let mut locks = Vec::from_iter(lock);
         for layer in &image.record().layers {

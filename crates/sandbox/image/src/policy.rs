@@ -185,8 +185,10 @@ pub struct Limits {
     pub image_bytes: u64,
     /// Layers of an image. The kernel stacks up to 500.
     pub layers: usize,
-    /// Entries of one layer.
+    /// Entries of one layer, and directories that it has only in their paths.
     pub entries: u64,
+    /// What the paths and attributes of one layer's directories take in memory while it is unpacked.
+    pub path_bytes: u64,
     /// Parts of a path.
     pub depth: usize,
     /// How many times larger than its download a layer may be, once it is larger than 64 MiB.
@@ -211,6 +213,7 @@ impl Default for Limits {
             image_bytes: 32 * GIB,
             layers: 256,
             entries: 1_000_000,
+            path_bytes: 512 * MIB,
             depth: 128,
             ratio: 200,
             attempts: 5,

@@ -60,6 +60,7 @@ impl Store {
         let pins = self.pins()?;
         let mut kept_images = BTreeSet::new();
         let (mut layers, mut blobs) = (BTreeSet::new(), BTreeSet::new());
+        let mut unused = Vec::new();
         for image in self.images()? {
             let digest = image.digest();
             let wanted = live.contains(&digest)
@@ -79,17 +80,19 @@ impl Store {
                 blobs.extend([digest, image.manifest(), image.record().config_digest]);
                 continue;
             }
-            // First the names, then the record, then what it names: a crash leaves nothing that points nowhere.
-            for pin in pins.iter().filter(|pin| pin.digest == digest) {
-                self.remove_pin(pin)?;
-            }
+            unused.push(digest);
+        }
+        // First the names, then the records, then what they name: a crash leaves nothing that points nowhere. Each is brought
+        // to the disk also when nothing went: an earlier prune may have ended before that.
+        for pin in pins.iter().filter(|pin| !kept_images.contains(&pin.digest)) {
+            self.remove_pin(pin)?;
+        }
+        store::sync_directory(&self.path("pins"))?;
+        for digest in unused {
             remove(&self.image_path(digest))?;
             pruned.images.push(digest);
         }
-        for pin in pins.iter().filter(|pin| !kept_images.contains(&pin.digest) && !pruned.images.contains(&pin.digest))
-        {
-            self.remove_pin(pin)?;
-        }
+        store::sync_directory(&self.path("images"))?;
         for layer in store::names(&self.path("layers"))? {
             let path = self.layer_path(layer);
             if layers.contains(&layer) {
@@ -121,7 +124,11 @@ impl Store {
                 Some(("image", Some(image))) => self.image_path(image).is_file(),
                 _ => true,
             };
-            if !there && store::lock_file(&path, FlockOperation::NonBlockingLockExclusive)?.is_some() {
+            if there {
+                continue;
+            }
+            // Held until the file is gone, so that nobody else holds a file that has no name.
+            if let Some(_lock) = store::lock_file(&path, FlockOperation::NonBlockingLockExclusive)? {
                 remove(&path)?;
             }
         }

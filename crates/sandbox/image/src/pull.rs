@@ -288,12 +288,8 @@ impl Store {
         // A prune may not come between the move and the lock.
         let lock = self.lock()?;
         let place = self.layer_path(diff_id);
-        match fs::rename(&making, &place) {
-            Ok(()) => store::sync_parent(&place).map_err(Error::store("moving a layer to its place", &place))?,
-            // Its lock file was pruned between two who wanted it; theirs is as good.
-            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {}
-            Err(error) => return Err(Error::store("moving a layer to its place", &place)(error)),
-        }
+        let moved = fs::rename(&making, &place).and_then(|()| store::sync_parent(&place));
+        moved.map_err(Error::store("moving a layer to its place", &place))?;
         let damaged = || Error::Damaged { image: diff_id, what: "the layer".to_owned() };
         self.present(diff_id, true, &lock)?.ok_or_else(damaged)
     }

@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -44,7 +44,7 @@ pub struct Store {
 /// A lock that ends when it is dropped, or with the process.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: OwnedFd,
+    file: OwnedFd,
 }
 
 /// A directory for something that is being made. Gone when dropped.
@@ -243,8 +243,25 @@ impl Store {
 /// Locks a file, which is made when it is not there. None when it is locked and must not be waited for.
 pub(crate) fn lock_file(path: &Path, operation: FlockOperation) -> Result<Option<Lock>, Error> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR);
-    flock(file.map_err(|cause| Error::store("opening a lock", path)(cause.into()))?, path, operation)
+    loop {
+        let file = rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR);
+        let file = file.map_err(|cause| Error::store("opening a lock", path)(cause.into()))?;
+        let Some(lock) = flock(file, path, operation)? else { return Ok(None) };
+        // A prune may have removed the file meanwhile; whoever comes next locks the one that is there then.
+        if is_at(&lock, path).map_err(|cause| Error::store("looking at a lock", path)(cause.into()))? {
+            return Ok(Some(lock));
+        }
+    }
+}
+
+/// Whether what is locked is what is at the path.
+fn is_at(lock: &Lock, path: &Path) -> Result<bool, Errno> {
+    let held = rustix::fs::fstat(&lock.file)?;
+    match rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(there) => Ok((held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(cause) => Err(cause),
+    }
 }
 
 /// Locks a directory.
@@ -257,7 +274,7 @@ pub(crate) fn lock_directory(path: &Path, operation: FlockOperation) -> Result<O
 fn flock(file: OwnedFd, path: &Path, operation: FlockOperation) -> Result<Option<Lock>, Error> {
     loop {
         return match rustix::fs::flock(&file, operation) {
-            Ok(()) => Ok(Some(Lock { _file: file })),
+            Ok(()) => Ok(Some(Lock { file })),
             Err(Errno::INTR) => continue,
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(cause) => Err(Error::store("locking", path)(cause.into())),
@@ -274,6 +291,12 @@ fn random() -> String {
 }
 
 /// Has a directory's names on the disk.
+pub(crate) fn sync_directory(path: &Path) -> Result<(), Error> {
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(Error::store("writing to the disk", path))
+}
+
+/// Has the name of a path on the disk.
 pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
@@ -301,4 +324,37 @@ pub(crate) fn names(directory: &Path) -> Result<Vec<Digest>, Error> {
         found.extend(Digest::from_hex(name.strip_suffix(".json").unwrap_or(&name)));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_waiter_whose_lock_file_is_pruned_holds_the_one_that_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = AtomicBool::new(false);
+        let round = || {
+            let lock = lock_file(&path, FlockOperation::LockExclusive).unwrap().unwrap();
+            assert!(!held.swap(true, Ordering::SeqCst), "two hold it");
+            assert!(is_at(&lock, &path).unwrap(), "what is held is not what is there");
+            // From here on others hold another file.
+            held.store(false, Ordering::SeqCst);
+            fs::remove_file(&path).unwrap();
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..500).for_each(|_| round()));
+            }
+        });
+        // A lock that is not waited for is never on a file that is gone.
+        let first = lock_file(&path, FlockOperation::NonBlockingLockExclusive).unwrap().unwrap();
+        assert!(lock_file(&path, FlockOperation::NonBlockingLockExclusive).unwrap().is_none());
+        fs::remove_file(&path).unwrap();
+        assert!(lock_file(&path, FlockOperation::NonBlockingLockExclusive).unwrap().is_some());
+        drop(first);
+    }
 }

@@ -13,6 +13,8 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use crate::inflate::Excess;
+
 /// A path of checked components; empty is the root.
 pub(crate) type Components = Vec<Vec<u8>>;
 
@@ -33,6 +35,8 @@ pub(crate) enum Found {
 pub(crate) enum WalkError {
     /// A part of it is there and no directory.
     Obstructed,
+    /// There are more directories than allowed.
+    Excess(Excess),
     Io(&'static str, Errno),
 }
 
@@ -67,12 +71,13 @@ impl Tree {
         Ok(Tree { root: Rc::new(root), last: None })
     }
 
-    /// Opens the directory at `path` and makes what is missing on the way with mode 0700; `made` hears of each of those.
+    /// Opens the directory at `path` and makes what is missing on the way with mode 0700; `made` hears of each before it is
+    /// there, and may refuse it.
     /// A whiteout on the way gives way to a directory that hides what the whiteout hid.
     pub(crate) fn directory(
         &mut self,
         path: &[Vec<u8>],
-        mut made: impl FnMut(&[Vec<u8>]),
+        mut made: impl FnMut(&[Vec<u8>]) -> Result<(), Excess>,
     ) -> Result<Rc<OwnedFd>, WalkError> {
         if let Some((last, fd)) = &self.last
             && last == path
@@ -84,12 +89,12 @@ impl Tree {
             let next = match rustix::fs::openat(&here, name(part), DIRECTORY, Mode::empty()) {
                 Ok(next) => next,
                 Err(Errno::NOENT) => {
-                    made(&path[..=depth]);
+                    made(&path[..=depth]).map_err(WalkError::Excess)?;
                     make_directory(here.as_fd(), part).map_err(|cause| WalkError::Io("making a directory", cause))?
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) => match look(here.as_fd(), part) {
                     Ok(Found::Whiteout) => {
-                        made(&path[..=depth]);
+                        made(&path[..=depth]).map_err(WalkError::Excess)?;
                         replace_whiteout(here.as_fd(), part)
                             .map_err(|cause| WalkError::Io("making a directory", cause))?
                     }

@@ -32,6 +32,10 @@ const HIGHEST_OWNER: u64 = 65_535;
 const MOST_ATTRIBUTES: usize = 64;
 /// Names of examples in notes.
 const EXAMPLES: usize = 3;
+/// What is read of a file at once.
+const BUFFER: usize = 64 * 1024;
+/// What one part of a path takes in memory besides its bytes.
+const PART: u64 = 32;
 
 /// Who owns the files of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,6 +187,63 @@ struct Attributes {
     user: Vec<(String, Vec<u8>)>,
 }
 
+impl Attributes {
+    /// Those of a directory without an entry.
+    fn plain() -> Attributes {
+        Attributes { mode: 0o755, owner: (0, 0), modified: 0, user: Vec::new() }
+    }
+}
+
+/// The directories of a layer. They get their modes last, since before they must be written to; until then they are held in
+/// memory, which is limited.
+struct Directories {
+    held: BTreeMap<Components, Attributes>,
+    bytes: u64,
+    limit: u64,
+}
+
+impl Directories {
+    fn new(limit: u64) -> Directories {
+        Directories { held: BTreeMap::new(), bytes: 0, limit }
+    }
+
+    /// What one takes, in bytes.
+    fn weight(path: &[Vec<u8>], attributes: &Attributes) -> u64 {
+        let path: u64 = path.iter().map(|part| part.len() as u64 + PART).sum();
+        let user: u64 = attributes.user.iter().map(|(name, value)| (name.len() + value.len()) as u64 + 2 * PART).sum();
+        path + user
+    }
+
+    fn insert(&mut self, path: &[Vec<u8>], attributes: Attributes) -> Result<(), Excess> {
+        self.remove(path);
+        self.bytes += Directories::weight(path, &attributes);
+        if self.bytes > self.limit {
+            return Err(Excess::Paths(self.limit));
+        }
+        self.held.insert(path.to_vec(), attributes);
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &[Vec<u8>]) {
+        if let Some(old) = self.held.remove(path) {
+            self.bytes -= Directories::weight(path, &old);
+        }
+    }
+
+    /// Forgets a directory and all below it.
+    fn remove_all(&mut self, path: &[Vec<u8>]) {
+        let below = self.held.range(path.to_vec()..).map(|(directory, _)| directory);
+        let below: Vec<Components> = below.take_while(|directory| directory.starts_with(path)).cloned().collect();
+        below.iter().for_each(|directory| self.remove(directory));
+    }
+}
+
+/// Counts an entry, or a directory that has none.
+fn count(entries: &mut u64, limits: &Limits) -> Result<(), Excess> {
+    *entries += 1;
+    if *entries > limits.entries { Err(Excess::Entries(limits.entries)) } else { Ok(()) }
+}
+
 /// Unpacks a layer into an empty directory.
 pub(crate) fn unpack(
     layer: File,
@@ -195,7 +256,9 @@ pub(crate) fn unpack(
     let root = Tree::open(into).map_err(|cause| write("opening the directory", b"/")(cause))?;
     let mut unpacking = Unpacking {
         tree: root,
-        directories: BTreeMap::new(),
+        directories: Directories::new(limits.path_bytes),
+        entries: 0,
+        buffer: vec![0; BUFFER],
         summary: Summary::default(),
         notes: Notes::default(),
         ownership,
@@ -237,8 +300,11 @@ fn marking(entry: &[u8]) -> impl FnOnce(Errno) -> UnpackError + use<> {
 
 struct Unpacking<'a> {
     tree: Tree,
-    /// Directories get their modes last: before, they must be written to.
-    directories: BTreeMap<Components, Attributes>,
+    directories: Directories,
+    /// Entries so far, and directories without one.
+    entries: u64,
+    /// For the content of files, one after another.
+    buffer: Vec<u8>,
     summary: Summary,
     notes: Notes,
     ownership: Ownership,
@@ -247,15 +313,11 @@ struct Unpacking<'a> {
 
 impl Unpacking<'_> {
     fn entries(&mut self, archive: &mut tar::Archive<Inflate>, meter: &Meter) -> Result<(), UnpackError> {
-        let mut count = 0;
         meter.allow(HEADERS);
         // The headers of one entry are read into memory as a whole, so they get a limit of their own.
         for entry in archive.entries().map_err(broken)? {
             let mut entry = entry.map_err(broken)?;
-            count += 1;
-            if count > self.limits.entries {
-                return Err(Excess::Entries(self.limits.entries).into());
-            }
+            count(&mut self.entries, self.limits)?;
             meter.allow(u64::MAX);
             self.entry(&mut entry)?;
             // Also what was not wanted of it is read here, before the next headers.
@@ -312,7 +374,7 @@ impl Unpacking<'_> {
             return Err(refuse(raw, "would replace the root"));
         }
         let attributes = self.attributes(entry, raw)?;
-        self.directories.insert(Components::new(), attributes);
+        self.directories.insert(&[], attributes)?;
         Ok(())
     }
 
@@ -371,14 +433,16 @@ impl Unpacking<'_> {
 
     /// Opens the directory that an entry is in.
     fn parent(&mut self, raw: &[u8], parent: &[Vec<u8>]) -> Result<std::rc::Rc<std::os::fd::OwnedFd>, UnpackError> {
-        let (tree, notes, directories) = (&mut self.tree, &mut self.notes, &mut self.directories);
+        let (notes, directories, entries) = (&mut self.notes, &mut self.directories, &mut self.entries);
         let made = |path: &[Vec<u8>]| {
+            // One entry may name as many of them as a path has parts.
+            count(entries, self.limits)?;
             notes.add("directories without an entry, made with mode 0755", &path.join(&b'/'));
-            let plain = Attributes { mode: 0o755, owner: (0, 0), modified: 0, user: Vec::new() };
-            directories.insert(path.to_vec(), plain);
+            directories.insert(path, Attributes::plain())
         };
-        tree.directory(parent, made).map_err(|error| match error {
+        self.tree.directory(parent, made).map_err(|error| match error {
             WalkError::Obstructed => refuse(raw, "leads through something that is no directory"),
+            WalkError::Excess(excess) => excess.into(),
             WalkError::Io(step, cause) => write(step, raw)(cause),
         })
     }
@@ -391,9 +455,7 @@ impl Unpacking<'_> {
             return Ok(());
         }
         if found == Found::Directory {
-            let below = self.directories.range(path.to_vec()..).map(|(directory, _)| directory);
-            let below: Vec<Components> = below.take_while(|directory| directory.starts_with(path)).cloned().collect();
-            below.iter().for_each(|directory| drop(self.directories.remove(directory)));
+            self.directories.remove_all(path);
         }
         self.tree.remove(parent, last).map_err(write("replacing an earlier entry", raw))
     }
@@ -416,7 +478,7 @@ impl Unpacking<'_> {
             }
         }
         self.summary.entries += 1;
-        self.directories.insert(path.to_vec(), attributes);
+        self.directories.insert(path, attributes)?;
         Ok(())
     }
 
@@ -448,10 +510,10 @@ impl Unpacking<'_> {
         if size > self.limits.layer_bytes.saturating_sub(self.summary.bytes) {
             return Err(excess.into());
         }
-        let mut buffer = vec![0; 64 * 1024];
+        let buffer = &mut self.buffer;
         let mut total = 0;
         loop {
-            let read = match entry.read(&mut buffer) {
+            let read = match entry.read(buffer) {
                 Ok(0) => break,
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -591,10 +653,9 @@ impl Unpacking<'_> {
 
     /// Gives directories what they could not have while they were written to, the deepest first.
     fn finish(mut self) -> Result<Summary, UnpackError> {
-        let directories = std::mem::take(&mut self.directories);
-        let plain = Attributes { mode: 0o755, owner: (0, 0), modified: 0, user: Vec::new() };
+        let directories = std::mem::take(&mut self.directories.held);
         if !directories.contains_key(&Components::new()) {
-            self.finish_directory(&[], &plain)?;
+            self.finish_directory(&[], &Attributes::plain())?;
         }
         for (path, attributes) in directories.iter().rev() {
             self.finish_directory(path, attributes)?;

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use palisade_cell::{Process, Request, Wanted};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{RwLock, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 pub use exec::{CommandUsage, Connection, Exec, ExecRequest, ExitStatus, Input, Output};
@@ -82,7 +82,9 @@ pub(crate) trait Body: fmt::Debug + Send + Sync {
 pub struct Sandbox {
     link: Arc<Link>,
     tasks: [JoinHandle<()>; 2],
-    body: Option<Box<dyn Body>>,
+    /// `None` once it has been destroyed.
+    body: RwLock<Option<Box<dyn Body>>>,
+    pid: Option<i32>,
     report: Report,
 }
 
@@ -114,7 +116,8 @@ impl Sandbox {
                 }
             })
         };
-        Sandbox { link, tasks: [listener, canceller], body: Some(body), report }
+        let pid = body.pid();
+        Sandbox { link, tasks: [listener, canceller], body: RwLock::new(Some(body)), pid, report }
     }
 
     /// What keeps it in.
@@ -124,7 +127,7 @@ impl Sandbox {
 
     /// The process id of its first process on the host, where the host can see it.
     pub fn pid(&self) -> Option<i32> {
-        self.body.as_ref().and_then(|body| body.pid())
+        self.pid
     }
 
     /// Stops every process of the sandbox; when this returns, none of them runs. Calls wait until [`Sandbox::thaw`].
@@ -132,7 +135,7 @@ impl Sandbox {
     /// # Errors
     /// When the driver cannot do it here; then all of them run.
     pub async fn freeze(&self) -> Result<(), Error> {
-        self.body()?.freeze().await
+        self.body.read().await.as_ref().ok_or(Error::Ended)?.freeze().await
     }
 
     /// Lets the processes go on.
@@ -140,7 +143,7 @@ impl Sandbox {
     /// # Errors
     /// When the driver cannot do it.
     pub async fn thaw(&self) -> Result<(), Error> {
-        self.body()?.thaw().await
+        self.body.read().await.as_ref().ok_or(Error::Ended)?.thaw().await
     }
 
     /// What all processes of the sandbox have used so far.
@@ -148,11 +151,7 @@ impl Sandbox {
     /// # Errors
     /// When the driver cannot say.
     pub async fn usage(&self) -> Result<Usage, Error> {
-        self.body()?.usage().await
-    }
-
-    fn body(&self) -> Result<&dyn Body, Error> {
-        self.body.as_deref().ok_or(Error::Ended)
+        self.body.read().await.as_ref().ok_or(Error::Ended)?.usage().await
     }
 
     /// Runs a tool. Dropping the future gives the call up: a running command is killed with all that it started.
@@ -276,13 +275,15 @@ impl Sandbox {
         self.start(Wanted { id: self.link.id(), argv, own: true, stdin, label, ..Wanted::default() }).await
     }
 
-    /// Ends the sandbox and everything in it, and waits until it is gone.
+    /// Ends the sandbox and everything in it, whoever else holds on to it, and waits until it is gone. What is asked of it
+    /// afterwards fails with [`Error::Ended`].
     ///
     /// # Errors
     /// When an engine whose help is needed cannot be reached or refuses.
-    pub async fn destroy(mut self) -> Result<(), Error> {
+    pub async fn destroy(&self) -> Result<(), Error> {
         self.hang_up();
-        match self.body.take() {
+        let body = self.body.write().await.take();
+        match body {
             Some(body) => body.end().await,
             None => Ok(()),
         }

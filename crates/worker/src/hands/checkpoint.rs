@@ -5,6 +5,7 @@ use std::time::UNIX_EPOCH;
 use palisade_checkpoint::{CaptureOptions, Captured, Checkpoint, Id, Ownership, Store};
 
 use super::Hands;
+use super::transaction::supersede;
 use crate::observe::Observation;
 use crate::pace::now;
 use crate::workspace::{Home, KEPT, Layers, Taken};
@@ -27,6 +28,8 @@ impl Hands {
         // Nobody starts or ends the sandbox meanwhile. A task of its own, as whoever gives the caller up must not leave
         // a sandbox frozen, nor let one go on that is being read.
         let live = self.live.clone().lock_owned().await;
+        self.serving()?;
+        let paused = *self.paused.borrow();
         let (home, store, reason) = (self.plan.home.clone(), self.plan.store.clone(), why.to_owned());
         let task = tokio::spawn(async move {
             let sandbox = live.as_ref().map(|live| &live.sandbox);
@@ -34,7 +37,9 @@ impl Hands {
                 sandbox.freeze().await.map_err(|error| error.to_string())?;
             }
             let captured = tokio::task::spawn_blocking(move || capture(&home, &store, reason)).await;
-            if let Some(sandbox) = sandbox {
+            if let Some(sandbox) = sandbox
+                && !paused
+            {
                 sandbox.thaw().await.map_err(|error| error.to_string())?;
             }
             captured.map_err(|error| error.to_string())?
@@ -70,9 +75,14 @@ impl Hands {
             return Err(self.no_layers());
         }
         let mut live = self.live.lock().await;
+        self.serving()?;
         self.end(&mut live).await;
         let (home, store, id) = (self.plan.home.clone(), self.plan.store.clone(), *id);
-        let done = tokio::task::spawn_blocking(move || go_back(&home, &store, &id));
+        let done = tokio::task::spawn_blocking(move || {
+            go_back(&home, &store, &id)?;
+            // A call that is under way fails with its sandbox, and is not to be undone on top of this.
+            supersede(&home.transaction).map_err(|error| error.to_string())
+        });
         done.await.map_err(|error| error.to_string())??;
         let (session, checkpoint) = (self.session.to_string(), id.to_string());
         tracing::info!(session, checkpoint, "workspace brought back");
@@ -93,11 +103,14 @@ impl Hands {
     /// Takes a checkpoint and ends the sandbox, so that the session needs nothing but disk; no call is started until
     /// [`Hands::resume`]. Files are kept, processes are not.
     pub(crate) async fn hibernate(&self) -> Result<Captured, String> {
-        self.paused.send_replace(true);
+        // From here on nothing goes on by itself, so that nothing is written between the checkpoint and the end.
+        let was_paused = self.paused.send_replace(true);
         let captured = match self.checkpoint("hibernate").await {
             Ok(captured) => captured,
             Err(why) => {
-                self.paused.send_replace(false);
+                if !was_paused {
+                    self.resume().await?;
+                }
                 return Err(why);
             }
         };

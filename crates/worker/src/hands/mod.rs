@@ -5,7 +5,7 @@ mod transaction;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,10 +43,12 @@ pub(crate) struct Hands {
     /// The checkpoint that a fresh workspace starts from.
     origin: std::sync::Mutex<Option<Id>>,
     live: Arc<Mutex<Option<Live>>>,
+    /// The item has ended; whoever continues the session may be at its workspace.
+    closed: AtomicBool,
     /// Calls that the sandbox has answered.
     calls: AtomicU64,
     /// The transactional call that runs or has just ended.
-    open: std::sync::Mutex<Option<Open>>,
+    transacting: std::sync::Mutex<Option<Open>>,
     /// Calls that were cut off and undone.
     undone: std::sync::Mutex<HashSet<String>>,
     /// While this holds, no call is started.
@@ -93,8 +95,9 @@ impl Hands {
             observe,
             origin: std::sync::Mutex::default(),
             live,
+            closed: AtomicBool::new(false),
             calls: AtomicU64::new(0),
-            open: std::sync::Mutex::default(),
+            transacting: std::sync::Mutex::default(),
             undone: std::sync::Mutex::default(),
             paused,
         }
@@ -108,6 +111,7 @@ impl Hands {
     /// The sandbox, started if there is none. Whoever asks meanwhile waits for the same one.
     pub(crate) async fn ready(&self) -> Result<Arc<Sandbox>, String> {
         let mut live = self.live.lock().await;
+        self.serving()?;
         if let Some(live) = &*live {
             return Ok(live.sandbox.clone());
         }
@@ -259,11 +263,15 @@ impl Hands {
         let mut live = self.live.lock().await;
         if live.as_ref().is_some_and(|current| Arc::ptr_eq(&current.sandbox, dead)) {
             *live = None;
+            // Others may hold on to what is left of it.
+            if let Err(error) = dead.destroy().await {
+                tracing::warn!(session = &*self.session, %error, "the sandbox did not end cleanly");
+            }
         }
     }
 
-    /// Ends the sandbox and everything in it. The directories stay; a call that was under way is undone if that was asked for.
-    pub(crate) async fn close(&self, idle: bool) {
+    /// Takes the checkpoint that the policy wants before the item ends.
+    pub(crate) async fn checkpoint_at_end(&self, idle: bool) {
         let keep = self.plan.checkpoints;
         let why = if idle { keep.on_idle.then_some("idle") } else { keep.on_stop.then_some("stop") };
         if let Some(why) = why
@@ -272,9 +280,24 @@ impl Hands {
         {
             tracing::error!(session = &*self.session, error, "the checkpoint at the end could not be taken");
         }
+    }
+
+    /// Ends the sandbox and everything in it, for good: nobody starts another one. The directories stay; a call that was under
+    /// way is undone if that was asked for.
+    pub(crate) async fn close(&self) {
         let mut live = self.live.lock().await;
+        self.closed.store(true, Ordering::Relaxed);
         self.end(&mut live).await;
         self.recover().await;
+    }
+
+    /// Fails once the workspace may not be touched any more. To be asked with the lock of what is live held.
+    fn serving(&self) -> Result<(), String> {
+        if self.closed.load(Ordering::Relaxed) {
+            Err("the worker serves the session no longer".to_owned())
+        } else {
+            Ok(())
+        }
     }
 
     /// Ends a sandbox, whoever still holds on to it.
@@ -286,10 +309,7 @@ impl Hands {
             let (session, usage) = (self.session.to_string(), Box::new(usage));
             (self.observe)(Observation::SandboxEnded { session, usage, calls });
         }
-        // A call that was cancelled may hold on to it for a moment; the last one to let go ends it.
-        if let Some(sandbox) = Arc::into_inner(ended.sandbox)
-            && let Err(error) = sandbox.destroy().await
-        {
+        if let Err(error) = ended.sandbox.destroy().await {
             tracing::warn!(session = &*self.session, %error, "the sandbox did not end cleanly");
         }
     }

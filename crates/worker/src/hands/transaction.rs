@@ -22,10 +22,14 @@ impl Hands {
             Before::Gated => call.gated,
             Before::All => true,
         };
-        if call.is_read() || !wanted {
+        if call.is_read() {
             return Ok(false);
         }
+        // Before whatever changes something, wanted or not: what is undone later would take this call's effects along.
         self.recover_live().await;
+        if !wanted {
+            return Ok(false);
+        }
         self.ready().await?;
         let taken = self.checkpoint(&format!("before {}", call.name)).await;
         let prepared = taken.and_then(|captured| {
@@ -42,26 +46,26 @@ impl Hands {
             "The call was not run: the worker could not take a checkpoint of the workspace before it (see the worker's log)."
                 .to_owned()
         })?;
-        *self.open.lock().unwrap_or_else(PoisonError::into_inner) =
+        *self.transacting.lock().unwrap_or_else(PoisonError::into_inner) =
             policy.transactional.then(|| Open { call: call.id.clone(), succeeded: false });
         Ok(policy.transactional)
     }
 
     pub(super) fn succeeded(&self, call: &str) {
-        if let Some(open) = &mut *self.open.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(open) = &mut *self.transacting.lock().unwrap_or_else(PoisonError::into_inner) {
             open.succeeded |= open.call == call;
         }
     }
 
     /// Whether what this call did to the workspace will be undone if it is stopped now.
     pub(crate) fn would_be_undone(&self, call: &str) -> bool {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.transacting.lock().unwrap_or_else(PoisonError::into_inner);
         open.as_ref().is_some_and(|open| open.call == call && !open.succeeded)
     }
 
     /// The call's result is durable: what it did is kept, if it ended well.
     pub(crate) async fn keep(&self, call: &str) {
-        let ended = self.open.lock().unwrap_or_else(PoisonError::into_inner).take_if(|open| open.call == call);
+        let ended = self.transacting.lock().unwrap_or_else(PoisonError::into_inner).take_if(|open| open.call == call);
         if !ended.is_some_and(|open| open.succeeded) {
             return;
         }
@@ -77,11 +81,16 @@ impl Hands {
         let mut live = self.live.lock().await;
         self.end(&mut live).await;
         tracing::info!(session = &*self.session, call = call.id, reason, "undoing a call");
-        if self.recover().await {
+        if !self.recover().await {
+            return "The workspace could not be returned to its state before this call; check it before going on."
+                .to_owned();
+        }
+        if self.was_undone(&call.id) {
             "The workspace was returned to its state before this call, and all processes of the session were ended."
                 .to_owned()
         } else {
-            "The workspace could not be returned to its state before this call; check it before going on.".to_owned()
+            "All processes of the session were ended; meanwhile an operator brought the workspace back to a checkpoint."
+                .to_owned()
         }
     }
 
@@ -137,22 +146,32 @@ pub(super) fn recover(home: &Home, store: &Store, session: &str) -> Result<Optio
     match action {
         Action::Nothing => open.remove(path).map(|()| None).map_err(|error| error.to_string()),
         Action::Commit => end(State::Committed, None),
-        Action::RollBack | Action::RollBackAndReport => match go_back(home, store, &open.before) {
-            Ok(()) => {
-                tracing::info!(session, call = open.call, checkpoint = %open.before, "call undone");
-                end(State::RolledBack, open.reason.as_deref())?;
-                Ok(Some(open.call.clone()))
-            }
-            Err(reason) => {
-                end(State::CompensationNeeded, Some(&reason))?;
-                Err(reason)
-            }
-        },
+        Action::RollBack | Action::RollBackAndReport => {
+            // What fails here, such as for want of space, is tried again before anything else happens in the workspace.
+            go_back(home, store, &open.before)?;
+            tracing::info!(session, call = open.call, checkpoint = %open.before, "call undone");
+            end(State::RolledBack, open.reason.as_deref())?;
+            Ok(Some(open.call.clone()))
+        }
         Action::Report => {
             end(State::CompensationNeeded, Some("the checkpoint before the call cannot be read"))?;
-            Err(format!("call {}: the checkpoint {} before it cannot be read", open.call, open.before))
+            Err(format!(
+                "call {}: the checkpoint {} before it cannot be read; restore another one to go on",
+                open.call, open.before
+            ))
         }
     }
+}
+
+/// Ends the call that is under way, whatever its state: somebody brought the workspace back to another checkpoint.
+pub(super) fn supersede(path: &Path) -> palisade_checkpoint::Result<()> {
+    let Some(open) = Transaction::read(path)? else { return Ok(()) };
+    if open.state.is_final() {
+        return open.remove(path);
+    }
+    let ended = open.step(State::RolledBack, Some("another checkpoint was restored"), now())?;
+    ended.write(path)?;
+    ended.remove(path)
 }
 
 /// Steps the call that is under way to its end, when it is this one.

@@ -49,6 +49,7 @@ pub(super) fn host_key(state_dir: &Path) -> io::Result<PrivateKey> {
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             std::fs::rename(&new, &path)?;
+            std::fs::File::open(state_dir)?.sync_all()?;
             Ok(key)
         }
         Err(why) => Err(why),

@@ -1,12 +1,13 @@
 //! One SSH connection: its holder's certificate, commands, terminals and forwarded ports.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use palisade_sandbox::{ExecRequest, Input, Output, Sandbox, Size};
 use russh::keys::Certificate;
 use russh::server::{Auth, ChannelOpenHandle, Msg, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Pty, Sig};
+use tokio_util::sync::CancellationToken;
 
 use super::Authority;
 use crate::pace::unix_now;
@@ -26,12 +27,20 @@ pub(super) struct Handler {
     registry: Registry,
     /// The session that the certificate names, once it was shown.
     session: Option<Arc<str>>,
+    /// Cancelled once it was shown.
+    admitted: CancellationToken,
     channels: Arc<tokio::sync::Semaphore>,
 }
 
 impl Handler {
-    pub(super) fn new(peer: SocketAddr, authority: Arc<Authority>, registry: Registry) -> Handler {
-        Handler { peer, authority, registry, session: None, channels: Arc::new(tokio::sync::Semaphore::new(MOST)) }
+    pub(super) fn new(
+        peer: SocketAddr,
+        authority: Arc<Authority>,
+        registry: Registry,
+        admitted: CancellationToken,
+    ) -> Handler {
+        let channels = Arc::new(tokio::sync::Semaphore::new(MOST));
+        Handler { peer, authority, registry, session: None, admitted, channels }
     }
 
     fn note(&self, session: &str, action: &str, what: &str) {
@@ -56,6 +65,7 @@ impl russh::server::Handler for Handler {
             Ok(()) => {
                 self.note(user, "ssh login", certificate.key_id());
                 self.session = Some(user.into());
+                self.admitted.cancel();
                 Ok(Auth::Accept)
             }
             Err(why) => {
@@ -81,6 +91,8 @@ impl russh::server::Handler for Handler {
             (Some(sandbox), Ok(place)) => {
                 reply.accept().await;
                 let (session, peer) = (self.session.clone().unwrap_or_default(), self.peer);
+                // Whoever asks for nothing must not keep the sandbox.
+                let sandbox = Arc::downgrade(&sandbox);
                 // It ends with the channel, which ends with the connection.
                 tokio::spawn(async move {
                     attend(channel, sandbox, &session, peer).await;
@@ -166,8 +178,8 @@ fn size(cols: u32, rows: u32) -> Size {
     Size { rows: clamp(rows), cols: clamp(cols) }
 }
 
-/// Hears what is wanted, runs it, and carries its streams. The sandbox is let go of as soon as the command is started.
-async fn attend(mut channel: Channel<Msg>, sandbox: Arc<Sandbox>, session: &str, peer: SocketAddr) {
+/// Hears what is wanted, runs it, and carries its streams. The sandbox is held only while the command is started.
+async fn attend(mut channel: Channel<Msg>, sandbox: Weak<Sandbox>, session: &str, peer: SocketAddr) {
     let (mut tty, mut env) = (None, Vec::new());
     let command = loop {
         match channel.wait().await {
@@ -196,8 +208,10 @@ async fn attend(mut channel: Channel<Msg>, sandbox: Arc<Sandbox>, session: &str,
         label: "ssh".to_owned(),
         ..ExecRequest::default()
     };
-    let started = sandbox.exec(request).await;
-    drop(sandbox);
+    let started = match sandbox.upgrade() {
+        Some(sandbox) => sandbox.exec(request).await,
+        None => Err(palisade_sandbox::Error::Ended),
+    };
     let (reader, writer) = channel.split();
     let status = match started {
         Ok(mut exec) => {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use palisade_checkpoint::Store;
 use palisade_testkit::control_plane::{FakeSession, text};
+use palisade_worker::perimeter::{CheckpointBody, Client, RestoreBody};
 use palisade_worker::{Before, Checkpoints, Observation, Options};
 use serde_json::json;
 
@@ -74,6 +75,119 @@ async fn a_call_that_is_cut_off_is_undone_by_the_next_worker() {
     assert!(text(&result).contains("returned to its state before the call"), "{result}");
     assert_eq!(says(&rig, &session, "ls").await, "kept");
     second.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_succeeded_is_kept_however_soon_the_next_call_comes() {
+    const CALLS: usize = 20;
+    let rig = Rig::new().await;
+    let session = rig.fake.session();
+    session.queue();
+    let working = rig.start_with(options(&rig, transactional()));
+    // Asked for at once, so that each begins as soon as the one before it has ended. All are run by the same shell.
+    let calls: Vec<String> = (0..CALLS).map(|number| session.bash(&format!("echo {number} >> log; echo $$"))).collect();
+    let mut shells = Vec::new();
+    for call in &calls {
+        shells.push(text(&rig.result(&session, call).await).to_owned());
+    }
+    shells.dedup();
+    assert_eq!(shells.len(), 1, "the sandbox was replaced: {shells:?}");
+    let all: Vec<String> = (0..CALLS).map(|number| number.to_string()).collect();
+    assert_eq!(says(&rig, &session, "cat log").await, all.join("\n"));
+    working.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_given_up_is_undone_before_anything_else_changes_the_workspace() {
+    let rig = Rig::new().await;
+    let session = rig.fake.session();
+    session.queue();
+    let policy = Checkpoints { before: Before::Gated, transactional: true, ..Checkpoints::default() };
+    let mut wanted = options(&rig, policy);
+    wanted.grace = Duration::from_millis(200);
+    let first = rig.start_with(wanted.clone());
+    assert_eq!(says(&rig, &session, "echo kept > kept; ls").await, "kept");
+    let gated = session.ask("bash", json!({"command": "rm kept; touch /mnt/session/outputs/started; sleep 1000"}));
+    session.confirm(&gated, "allow");
+    let started = rig.dir.path().join("state/sessions").join(&session.id).join("outputs/started");
+    rig.fake.wait("the call to be in its midst", |_| started.exists().then_some(())).await;
+    first.crash().await;
+    // The next one is wanted by no policy, and what it did is not taken back by a later one that is.
+    session.queue();
+    let second = rig.start_with(wanted);
+    assert_eq!(says(&rig, &session, "echo new > new; ls").await, "kept\nnew");
+    let asked = session.ask("bash", json!({"command": "ls"}));
+    session.confirm(&asked, "allow");
+    assert_eq!(text(&rig.result(&session, &asked).await), "kept\nnew");
+    second.end().await;
+}
+
+/// A session in whose workspace two files are rewritten all the time: `a`, then `b` with the same number.
+async fn restless(rig: &Rig, session: &FakeSession) -> Client {
+    let command = "(i=0; while :; do i=$((i+1)); echo $i > t; mv t a; echo $i > t; mv t b; done) > /dev/null 2>&1 & \
+                   until [ -e b ]; do sleep 0.01; done; echo on";
+    assert_eq!(says(rig, session, command).await, "on");
+    Client::new(rig.dir.path().join("state"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_is_of_one_moment() {
+    let rig = Rig::new().await;
+    let session = rig.fake.session();
+    session.queue();
+    let working = rig.start_with(options(&rig, Checkpoints::default()));
+    let client = restless(&rig, &session).await;
+    let store = Store::open(rig.dir.path().join("state/checkpoints")).unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..20 {
+        let taken = client.checkpoint(&session.id, &CheckpointBody::default()).await.unwrap();
+        let layer = store.materialise(&taken.id, palisade_checkpoint::Ownership::Kept).unwrap();
+        let number =
+            |name: &str| -> u64 { std::fs::read_to_string(layer.path().join(name)).unwrap().trim().parse().unwrap() };
+        let (a, b) = (number("a"), number("b"));
+        assert!(a == b || a == b + 1, "{a} and {b} never were there together");
+        seen.push(a);
+    }
+    assert!(seen.is_sorted() && seen[0] < seen[19], "nothing went on between the checkpoints: {seen:?}");
+    working.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_wakes_nobody_who_is_paused() {
+    let rig = Rig::new().await;
+    let session = rig.fake.session();
+    session.queue();
+    let working = rig.start_with(options(&rig, Checkpoints::default()));
+    let client = restless(&rig, &session).await;
+    client.pause(&session.id).await.unwrap();
+    let at = || std::fs::read_to_string(rig.file(&session, "b")).unwrap();
+    let before = at();
+    client.checkpoint(&session.id, &CheckpointBody::default()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(at(), before);
+    client.resume(&session.id).await.unwrap();
+    rig.fake.wait("it to go on", |_| (at() != before).then_some(())).await;
+    working.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_operator_restores_is_not_undone_by_the_call_that_it_cut_off() {
+    let rig = Rig::new().await;
+    let session = rig.fake.session();
+    session.queue();
+    let working = rig.start_with(options(&rig, transactional()));
+    assert_eq!(says(&rig, &session, "echo first > first; ls").await, "first");
+    let client = Client::new(rig.dir.path().join("state"));
+    let wanted = client.checkpoint(&session.id, &CheckpointBody::default()).await.unwrap();
+    assert_eq!(says(&rig, &session, "echo second > second; ls").await, "first\nsecond");
+    let cut = session.bash("rm first; touch /mnt/session/outputs/started; sleep 1000");
+    let started = rig.dir.path().join("state/sessions").join(&session.id).join("outputs/started");
+    rig.fake.wait("the call to be in its midst", |_| started.exists().then_some(())).await;
+    client.restore(&session.id, &RestoreBody { checkpoint: wanted.id.to_string() }).await.unwrap();
+    let result = rig.result(&session, &cut).await;
+    assert!(result.to_string().contains("an operator brought the workspace back"), "{result}");
+    assert_eq!(says(&rig, &session, "ls").await, "first");
+    working.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

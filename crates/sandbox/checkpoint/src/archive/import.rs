@@ -117,7 +117,7 @@ struct Import<'s, R, C> {
     compressed: C,
     limits: ImportLimits,
     ingest: &'s Ingest<'s>,
-    scratch: Scratch,
+    scratch: Option<Scratch>,
     read: u64,
     entries: u64,
     held: u64,
@@ -136,7 +136,7 @@ impl<'s, R: Read, C: Fn(&R) -> Option<u64>> Import<'s, R, C> {
             compressed,
             limits,
             ingest,
-            scratch: Scratch::new(),
+            scratch: None,
             read: 0,
             entries: 0,
             held: 0,
@@ -231,10 +231,10 @@ impl<'s, R: Read, C: Fn(&R) -> Option<u64>> Import<'s, R, C> {
         let mut guard = Guarded { import: self, left: &mut len, failed: None };
         let whole = *guard.left;
         let ingest = guard.import.ingest;
-        let mut scratch = std::mem::replace(&mut guard.import.scratch, Scratch::new());
+        let mut scratch = guard.import.scratch.take().unwrap_or_else(Scratch::new);
         let read = ingest.extents(&mut guard, whole, &mut scratch, extents);
         let failed = guard.failed.take();
-        self.scratch = scratch;
+        self.scratch = Some(scratch);
         match (failed, read?) {
             (Some(error), _) => Err(error),
             (None, read) => read.map_err(unread),

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::store::{Durable, boot_id, write_whole};
 use crate::tree::{self, Content, Reader, Xattrs};
-use crate::{Error, Id, Result};
+use crate::{Error, Result, seal};
 
 const MAGIC: &[u8] = b"palisade captured files 1\n";
 
@@ -46,11 +46,7 @@ impl Cache {
     pub(super) fn load(path: &Path, upper: &Path) -> Cache {
         let read = || {
             let bytes = std::fs::read(path).ok()?;
-            let (body, check) = bytes.split_last_chunk::<32>()?;
-            if Id::of(body) != Id(*check) {
-                return None;
-            }
-            let mut reader = Reader::new(body.strip_prefix(MAGIC)?);
+            let mut reader = Reader::new(seal::open(&bytes)?.strip_prefix(MAGIC)?);
             if reader.text().ok()? != subject(upper)? {
                 return None;
             }
@@ -81,13 +77,11 @@ impl Cache {
             tree::content(&mut bytes, content);
             tree::xattrs(&mut bytes, xattrs);
         }
-        let check = Id::of(&bytes);
-        bytes.extend_from_slice(&check.0);
         let name = path.file_name().and_then(|name| std::str::from_utf8(name.as_bytes()).ok());
         let (Some(dir), Some(name)) = (path.parent(), name) else {
             return Err(Error::io("writing", path, std::io::Error::other("it is no name of a file")));
         };
-        write_whole(dir, name, &bytes, Durable::No)
+        write_whole(dir, name, &seal::close(bytes), Durable::No)
     }
 }
 

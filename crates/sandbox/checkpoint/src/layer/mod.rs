@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::At as _;
-use crate::store::Store;
+use crate::store::{Store, flock};
 use crate::{Id, Ownership, Result, descent};
 
 /// A materialised layer, which stays as long as this is held. Keep it for as long as the layer is mounted.
@@ -40,11 +40,7 @@ impl Layer {
 /// Whether a layer is held by anybody.
 pub(crate) fn is_held(layers: impl AsFd, name: &[u8]) -> io::Result<bool> {
     let dir = descent::open_dir_at(layers, name)?;
-    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(false),
-        Err(Errno::WOULDBLOCK) => Ok(true),
-        Err(why) => Err(why.into()),
-    }
+    Ok(!flock(&dir, FlockOperation::NonBlockingLockExclusive)?)
 }
 
 impl Store {
@@ -97,7 +93,7 @@ fn hold(id: &Id, path: &Path) -> Result<Option<Layer>> {
         Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(why) => return Err(why).at("opening", path),
     };
-    rustix::fs::flock(&dir, FlockOperation::LockShared).at("locking", path)?;
+    flock(&dir, FlockOperation::LockShared).at("locking", path)?;
     Ok(Some(Layer { path: path.to_owned(), id: *id, _held: Arc::new(dir) }))
 }
 

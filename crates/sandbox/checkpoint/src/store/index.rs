@@ -7,7 +7,7 @@ use std::path::Path;
 use super::pack::{Entry, Pack};
 use crate::error::At as _;
 use crate::tree::Reader;
-use crate::{Error, Id, Result};
+use crate::{Error, Id, Result, seal};
 
 const MAGIC: &[u8] = b"palisade index 1\n";
 /// How many packs the file may lack before it is written again.
@@ -95,16 +95,9 @@ impl Index {
         for (pack, entries) in packs {
             bytes.extend_from_slice(&pack.0);
             bytes.extend_from_slice(&(entries.len() as u64).to_le_bytes());
-            for entry in entries {
-                bytes.extend_from_slice(&entry.id.0);
-                bytes.extend_from_slice(&entry.offset.to_le_bytes());
-                bytes.extend_from_slice(&entry.stored.to_le_bytes());
-                bytes.extend_from_slice(&entry.len.to_le_bytes());
-            }
+            entries.into_iter().for_each(|entry| entry.encode(&mut bytes));
         }
-        let check = Id::of(&bytes);
-        bytes.extend_from_slice(&check.0);
-        super::write_whole(store, "index", &bytes, super::Durable::No)
+        super::write_whole(store, "index", &seal::close(bytes), super::Durable::No)
     }
 }
 
@@ -121,23 +114,14 @@ pub(super) fn names(packs: &Path) -> Result<Vec<Id>> {
 
 fn load(path: &Path) -> Option<HashMap<Id, Vec<Entry>>> {
     let bytes = std::fs::read(path).ok()?;
-    let (body, check) = bytes.split_last_chunk::<32>()?;
-    if Id::of(body) != Id(*check) {
-        return None;
-    }
-    let mut reader = Reader::new(body.strip_prefix(MAGIC)?);
+    let mut reader = Reader::new(seal::open(&bytes)?.strip_prefix(MAGIC)?);
     let mut packs = HashMap::new();
     while reader.end().is_err() {
         let pack = reader.id().ok()?;
         let count = u64::from_le_bytes(reader.array().ok()?);
         let mut entries = Vec::new();
         for _ in 0..count {
-            entries.push(Entry {
-                id: reader.id().ok()?,
-                offset: u64::from_le_bytes(reader.array().ok()?),
-                stored: u32::from_le_bytes(reader.array().ok()?),
-                len: u32::from_le_bytes(reader.array().ok()?),
-            });
+            entries.push(Entry::decode(&mut reader).ok()?);
         }
         packs.insert(pack, entries);
     }

@@ -23,12 +23,14 @@ pub use verify::{Fault, Verified};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use crate::error::At as _;
 use crate::tree::{self, Tree};
@@ -123,14 +125,7 @@ impl Store {
         let path = self.dir.join("lock");
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.at("opening", &path)?;
-        loop {
-            match rustix::fs::flock(&file, operation) {
-                Ok(()) => return Ok(Some(Lock(file))),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-                Err(why) => return Err(Error::io("locking", &path, why)),
-            }
-        }
+        Ok(flock(&file, operation).at("locking", &path)?.then(|| Lock(file)))
     }
 
     /// Waits for the right to read and to add.
@@ -197,8 +192,8 @@ impl Store {
         let (place, entry) = index.chunks.get(id).ok_or_else(missing)?;
         let pack = index.packs[*place as usize];
         let mut open = lock(&self.open);
-        if let Some((_, file)) = open.iter().find(|(it, _)| *it == pack) {
-            return Ok((file.clone(), *entry));
+        if let Some(file) = recall(&mut open, &pack) {
+            return Ok((file, *entry));
         }
         let file = Arc::new(Pack::open(&self.path("packs"), &pack)?);
         open.push_front((pack, file.clone()));
@@ -208,8 +203,8 @@ impl Store {
 
     /// The layer of a checkpoint. The caller holds the lock.
     pub(crate) fn tree(&self, index: &Index, id: &Id) -> Result<Arc<Tree>> {
-        if let Some((_, tree)) = lock(&self.trees).iter().find(|(it, _)| it == id) {
-            return Ok(tree.clone());
+        if let Some(tree) = recall(&mut lock(&self.trees), id) {
+            return Ok(tree);
         }
         let fetch = |node: &Id| self.read(index, node);
         let wrong = |node: &Id, what: &str| {
@@ -242,6 +237,27 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What a cache has; that is then the last to go.
+fn recall<T>(cache: &mut VecDeque<(Id, Arc<T>)>, id: &Id) -> Option<Arc<T>> {
+    let place = cache.iter().position(|(it, _)| it == id)?;
+    let found = cache.remove(place)?;
+    let value = found.1.clone();
+    cache.push_front(found);
+    Some(value)
+}
+
+/// Locks an open file or directory. False when somebody else holds it and it must not be waited for.
+pub(crate) fn flock(file: impl AsFd, operation: FlockOperation) -> Result<bool, Errno> {
+    loop {
+        match rustix::fs::flock(&file, operation) {
+            Ok(()) => return Ok(true),
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            Err(why) => return Err(why),
+        }
+    }
+}
+
 /// A name that nobody uses, not even a process that crashed.
 fn unique() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -269,13 +285,21 @@ pub(crate) fn sync_dir(path: &Path) -> Result<()> {
 
 /// Whether a file has to survive the machine's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Durable {
+pub enum Durable {
+    /// It and its name are on the disk when the call returns.
     Yes,
+    /// After the machine's end it may be the old one, or torn.
     No,
 }
 
-/// Writes a small file so that a reader, also after a crash, sees all of the old one or all of the new one.
-pub(crate) fn write_whole(dir: &Path, name: &str, bytes: &[u8], durable: Durable) -> Result<()> {
+/// Writes the small file `name` in `dir` so that a reader, also after the process's end, sees all of the old one or all of
+/// the new one. Only its owner can read and write it: its mode is 0600, whatever the old one's was.
+///
+/// It is written as `.name.` with more behind it first; a process that ends meanwhile leaves that for the caller to remove.
+///
+/// # Errors
+/// When it cannot be written, or not be made durable; then either file may be there.
+pub fn write_whole(dir: &Path, name: &str, bytes: &[u8], durable: Durable) -> Result<()> {
     let new = dir.join(format!(".{name}.{}", unique()));
     let path = dir.join(name);
     let written = (|| {

@@ -9,6 +9,7 @@
 //! ```
 //! Numbers are little-endian.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs::File;
@@ -17,10 +18,12 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::At as _;
+use crate::tree::Reader;
 use crate::{Error, Id, Result};
 
 const MAGIC: &[u8; 8] = b"plsdpak1";
-const ENTRY: usize = 48;
+/// What a chunk takes in a footer, in bytes.
+pub(crate) const ENTRY: usize = 48;
 pub(crate) const TRAILER: usize = 24;
 /// What is gathered in memory before it is written.
 const BUFFER: usize = 1 << 20;
@@ -39,6 +42,24 @@ pub(crate) struct Entry {
 impl Entry {
     fn is_raw(&self) -> bool {
         self.stored == self.len
+    }
+
+    /// Writes it as it is in a footer.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.id.0);
+        out.extend_from_slice(&self.offset.to_le_bytes());
+        out.extend_from_slice(&self.stored.to_le_bytes());
+        out.extend_from_slice(&self.len.to_le_bytes());
+    }
+
+    /// Reads what [`Entry::encode`] wrote.
+    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Entry, &'static str> {
+        Ok(Entry {
+            id: reader.id()?,
+            offset: u64::from_le_bytes(reader.array()?),
+            stored: u32::from_le_bytes(reader.array()?),
+            len: u32::from_le_bytes(reader.array()?),
+        })
     }
 }
 
@@ -62,12 +83,12 @@ impl Packer {
 }
 
 /// Gives the chunk that these stored bytes stand for, or says what is wrong with them.
-pub(crate) fn unpack(entry: &Entry, stored: Vec<u8>) -> Result<Vec<u8>, String> {
+pub(crate) fn unpack<'a>(entry: &Entry, stored: &'a [u8]) -> Result<Cow<'a, [u8]>, String> {
     thread_local! {
         // Making one costs as much as unpacking a small chunk.
         static UNPACKER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
     }
-    let unpacked = |stored: &[u8]| {
+    let unpacked = || {
         UNPACKER.with_borrow_mut(|unpacker| {
             let unpacker = match unpacker {
                 Some(unpacker) => unpacker,
@@ -76,8 +97,11 @@ pub(crate) fn unpack(entry: &Entry, stored: Vec<u8>) -> Result<Vec<u8>, String> 
             unpacker.decompress(stored, entry.len as usize)
         })
     };
-    let raw =
-        if entry.is_raw() { stored } else { unpacked(&stored).map_err(|why| format!("chunk {}: {why}", entry.id))? };
+    let raw = if entry.is_raw() {
+        Cow::Borrowed(stored)
+    } else {
+        Cow::Owned(unpacked().map_err(|why: std::io::Error| format!("chunk {}: {why}", entry.id))?)
+    };
     if raw.len() != entry.len as usize || Id::of(&raw) != entry.id {
         return Err(format!("chunk {} has other content than its name says", entry.id));
     }
@@ -165,12 +189,7 @@ impl Drop for PackWriter {
 
 fn footer(entries: &[Entry]) -> Vec<u8> {
     let mut footer = Vec::with_capacity(entries.len() * ENTRY);
-    for entry in entries {
-        footer.extend_from_slice(&entry.id.0);
-        footer.extend_from_slice(&entry.offset.to_le_bytes());
-        footer.extend_from_slice(&entry.stored.to_le_bytes());
-        footer.extend_from_slice(&entry.len.to_le_bytes());
-    }
+    entries.iter().for_each(|entry| entry.encode(&mut footer));
     footer
 }
 
@@ -194,14 +213,9 @@ pub(crate) fn entries(id: &Id, footer: &[u8], offset: u64) -> Result<Vec<Entry>,
     }
     let mut next = MAGIC.len() as u64;
     let mut entries = Vec::with_capacity(footer.len() / ENTRY);
-    for bytes in footer.chunks_exact(ENTRY) {
-        let small = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-        let entry = Entry {
-            id: Id(bytes[..32].try_into().expect("32 bytes")),
-            offset: u64::from_le_bytes(bytes[32..40].try_into().expect("eight bytes")),
-            stored: small(40),
-            len: small(44),
-        };
+    let mut reader = Reader::new(footer);
+    while reader.end().is_err() {
+        let entry = Entry::decode(&mut reader)?;
         if entry.offset != next || entry.stored > entry.len || entry.len > MAX_CHUNK {
             return Err("its footer contradicts itself");
         }
@@ -270,7 +284,7 @@ impl Pack {
     }
 
     /// The bytes of a chunk as they are stored.
-    pub(crate) fn stored(&self, entry: &Entry) -> Result<Vec<u8>> {
+    fn stored(&self, entry: &Entry) -> Result<Vec<u8>> {
         let mut stored = vec![0; entry.stored as usize];
         self.file.read_exact_at(&mut stored, entry.offset).map_err(|why| match why.kind() {
             std::io::ErrorKind::UnexpectedEof => {
@@ -281,8 +295,19 @@ impl Pack {
         Ok(stored)
     }
 
+    /// The bytes of a chunk as they are stored, after a check that they stand for it.
+    pub(crate) fn checked(&self, entry: &Entry) -> Result<Vec<u8>> {
+        let stored = self.stored(entry)?;
+        unpack(entry, &stored).map_err(|what| self.wrong(what))?;
+        Ok(stored)
+    }
+
     /// A chunk, checked against its name.
     pub(crate) fn read(&self, entry: &Entry) -> Result<Vec<u8>> {
-        unpack(entry, self.stored(entry)?).map_err(|what| Error::corrupt(&self.path, what))
+        let stored = self.stored(entry)?;
+        match unpack(entry, &stored).map_err(|what| self.wrong(what))? {
+            Cow::Owned(raw) => Ok(raw),
+            Cow::Borrowed(_) => Ok(stored),
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use super::index::Index;
-use super::pack::{Entry, Pack, PackWriter};
+use super::pack::{ENTRY, Entry, Pack, PackWriter};
 use super::{Checkpoint, Store, sync_dir};
 use crate::error::At as _;
 use crate::tree;
@@ -139,7 +139,7 @@ impl Store {
             let size = Pack::open(&packs, id)?.len()?;
             let entries = needed.remove(&place).unwrap_or_default();
             let used: u64 = entries.iter().map(|entry| u64::from(entry.stored)).sum();
-            if used < size.saturating_sub(48 * entries.len() as u64) / 2 {
+            if used < size.saturating_sub((ENTRY * entries.len()) as u64) / 2 {
                 before += size;
                 rewrite.push((*id, entries));
             } else if size < SMALL {
@@ -171,8 +171,8 @@ impl Store {
             }
             let pack = Pack::open(&packs, id)?;
             for entry in entries {
-                // Read with its check: what is broken must not be carried on as if it were whole.
-                pack.read(entry)?;
+                // What is broken must not be carried on as if it were whole.
+                let stored = pack.checked(entry)?;
                 if writer.as_ref().is_some_and(|it| it.len() > LARGE) {
                     writer.take().map_or(Ok(()), &mut finish)?;
                 }
@@ -180,7 +180,7 @@ impl Store {
                     Some(writer) => writer,
                     none => none.insert(PackWriter::create(self.temporary())?),
                 };
-                into.add(entry.id, entry.len, &pack.stored(entry)?)?;
+                into.add(entry.id, entry.len, &stored)?;
             }
         }
         writer.map_or(Ok(()), &mut finish)?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Durable, Store};
 use crate::error::At as _;
 use crate::tree::{Node, Tree};
-use crate::{Error, Id, Result};
+use crate::{Error, Id, Result, seal};
 
 /// A checkpoint: the state of a workspace, as the layer that its changes are over a base.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,18 +76,12 @@ impl Checkpoint {
     }
 
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let text = serde_json::to_string(self).expect("a record has only text and numbers");
-        format!("{text}\n{}\n", Id::of(text.as_bytes())).into_bytes()
+        seal::text(self)
     }
 
-    pub(crate) fn from_bytes(id: &Id, bytes: &[u8]) -> Result<Checkpoint, &'static str> {
-        let text = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8")?;
-        let (json, check) = text.strip_suffix('\n').and_then(|it| it.split_once('\n')).ok_or("it is not a record")?;
-        if check.parse::<Id>().ok() != Some(Id::of(json.as_bytes())) {
-            return Err("its check does not fit");
-        }
-        let record: Checkpoint = serde_json::from_str(json).map_err(|_| "it is not a record")?;
-        if record.id == *id { Ok(record) } else { Err("it is of another checkpoint") }
+    pub(crate) fn from_bytes(id: &Id, bytes: &[u8]) -> Result<Checkpoint, String> {
+        let record: Checkpoint = seal::record(bytes)?;
+        if record.id == *id { Ok(record) } else { Err("it is of another checkpoint".to_owned()) }
     }
 }
 

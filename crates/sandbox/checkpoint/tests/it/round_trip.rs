@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 
-use palisade_checkpoint::{CaptureOptions, Store};
+use palisade_checkpoint::{CaptureOptions, Durable, Store, write_whole};
 
 use crate::rig::{Kind, Rig, assert_same, at, is_root, options, read, set_mtime, set_xattr, whiteout};
 
@@ -17,6 +17,21 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
         (state >> 32) as u8
     };
     (0..len).map(next).collect()
+}
+
+#[test]
+fn a_file_that_is_written_whole_is_its_owners_alone() {
+    let rig = Rig::new();
+    let dir = rig.make("small");
+    let path = dir.join("state");
+    fs::write(&path, "old, and longer").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    for durable in [Durable::Yes, Durable::No] {
+        write_whole(&dir, "state", b"new", durable).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 
-use palisade_image::{Error, Excess, UnpackError};
+use palisade_image::{Error, Excess, Keep, UnpackError};
 use tar::EntryType;
 
 use crate::make::{Entry, Layer, dir, entry, file, gzip, hard_link, layer, plain_layer, symlink, tar, tar_open};
@@ -260,6 +260,47 @@ async fn headers_and_entries_that_do_not_end() {
     for path in ["a/".repeat(200) + "x", "a".repeat(256), "a/".repeat(3000)] {
         assert!(matches!(refused(&[file(&path, "")]).await, UnpackError::Path { .. }));
     }
+}
+
+#[tokio::test]
+async fn directories_that_only_paths_name() {
+    let mut rig = Rig::new();
+    rig.policy.limits.entries = 100;
+    let deep = |name: &str| file(&format!("{name}/{}f", "d/".repeat(59)), "");
+    // Sixty directories and a file each.
+    rig.unpack(layer(&[deep("a")])).await.unwrap();
+    rig.store().prune(&Keep::default(), &[]).unwrap();
+    let error = refused_with(&rig, layer(&[deep("a"), deep("b")])).await;
+    assert!(matches!(error, UnpackError::Excess(Excess::Entries(100))), "{error}");
+    // Also those that take the place of something that was hidden.
+    let hidden = (0..34).flat_map(|number| [file(&format!(".wh.{number}"), ""), file(&format!("{number}/f"), "")]);
+    let error = refused_with(&rig, layer(&hidden.collect::<Vec<_>>())).await;
+    assert!(matches!(error, UnpackError::Excess(Excess::Entries(100))), "{error}");
+}
+
+#[tokio::test]
+async fn paths_that_fill_the_memory() {
+    let mut rig = Rig::new();
+    rig.policy.limits.path_bytes = 100_000;
+    let name = "n".repeat(200);
+    let deep = |place: &str| format!("{place}/{}", format!("{name}/").repeat(15));
+    let paths = |error: UnpackError| {
+        assert!(matches!(error, UnpackError::Excess(Excess::Paths(100_000))), "{error}");
+    };
+    // Each directory's path has all those above it.
+    for few in [[file(&(deep("a") + "f"), "")], [dir(&deep("a"))]] {
+        rig.unpack(layer(&few)).await.unwrap();
+        rig.store().prune(&Keep::default(), &[]).unwrap();
+    }
+    for make in [|path: String| file(&(path + "f"), ""), |path: String| dir(&path)] {
+        let many: Vec<Entry> = ["a", "b", "c", "d"].map(|place| make(deep(place))).into();
+        paths(refused_with(&rig, layer(&many)).await);
+    }
+    let noted = |place: &str| dir(place).pax("SCHILY.xattr.user.note", &[b'x'; 60_000]);
+    paths(refused_with(&rig, layer(&[noted("a"), noted("b")])).await);
+    // What was replaced is not held.
+    let again: Vec<Entry> = (0..10).flat_map(|_| [file(&(deep("a") + "f"), ""), file("a", ""), dir("a")]).collect();
+    rig.unpack(layer(&again)).await.unwrap();
 }
 
 #[tokio::test]

@@ -552,6 +552,10 @@ pub(crate) async fn the_end_leaves_nothing(subject: Subject) {
     place.bash("(sleep 1000 &) ; true").await;
     let pid = place.sandbox.pid();
     place.sandbox.destroy().await.unwrap();
+    // Whoever still holds on to it has nothing.
+    assert!(matches!(place.sandbox.usage().await, Err(Error::Ended)));
+    assert!(matches!(place.sandbox.exec(argv(&["/bin/true"])).await, Err(Error::Ended)));
+    place.sandbox.destroy().await.unwrap();
     if let Some(pid) = pid {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         assert!(stat.is_empty() || stat.contains(") Z"), "{stat}");
