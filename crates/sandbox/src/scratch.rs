@@ -49,12 +49,25 @@ impl Scratch {
                 }
             }
         }
-        let path = base.join(format!("{prefix}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        // A name of a process that had this number and is gone, but could not be swept.
-        let _ = fs::remove_dir_all(&path);
-        DirBuilder::new().mode(0o711).create(&path).map_err(wrong(&path))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o711)).map_err(wrong(&path))?;
-        let lock = lock(&path).map_err(wrong(&path))?;
+        // The number alone may be another's: in containers, most workers are process 1. What is there is somebody's who lives,
+        // or could not be swept.
+        let (path, lock) = loop {
+            let path = base.join(format!("{prefix}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+            match DirBuilder::new().mode(0o711).create(&path) {
+                Ok(()) => {}
+                Err(why) if why.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(cause) => return Err(wrong(&path)(cause)),
+            }
+            match lock(&path) {
+                Ok(lock) => {
+                    fs::set_permissions(&path, fs::Permissions::from_mode(0o711)).map_err(wrong(&path))?;
+                    break (path, lock);
+                }
+                // Another process that starts now took it for an abandoned one.
+                Err(why) if matches!(why.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock) => {}
+                Err(cause) => return Err(wrong(&path)(cause)),
+            }
+        };
         let scratch = Scratch { path, _lock: lock };
         scratch.program()?;
         Ok(scratch)
@@ -111,4 +124,37 @@ pub(crate) fn base() -> PathBuf {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
     let other = || std::env::temp_dir().join(format!("palisade-{}", rustix::process::geteuid().as_raw()));
     state.or_else(home).map_or_else(other, |state| state.join("palisade/drivers"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In containers, several workers are process 1.
+    #[test]
+    fn a_live_worker_of_the_same_number_keeps_its_directory() {
+        let base = tempfile::tempdir().unwrap();
+        let others: Vec<(PathBuf, File)> = (0..50)
+            .map(|number| {
+                let path = base.path().join(format!("oci-{}-{number}", std::process::id()));
+                fs::create_dir(&path).unwrap();
+                fs::write(path.join("cell"), "theirs").unwrap();
+                let lock = lock(&path).unwrap();
+                (path, lock)
+            })
+            .collect();
+        let scratch = Scratch::open(base.path(), "oci", |path| panic!("{} is in use", path.display())).unwrap();
+        for (path, _) in &others {
+            assert_ne!(scratch.path(), path);
+            assert_eq!(fs::read_to_string(path.join("cell")).unwrap(), "theirs");
+        }
+        // What could not be swept stays too, for the next start to try again.
+        drop(others);
+        let kept = Scratch::open(base.path(), "oci", |_| false).unwrap();
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 52);
+        drop((scratch, kept));
+        let last = Scratch::open(base.path(), "oci", |_| true).unwrap();
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1);
+        drop(last);
+    }
 }

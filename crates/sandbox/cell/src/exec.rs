@@ -440,10 +440,11 @@ impl Commands {
                 "too many commands at once in this sandbox: {MAX_COMMANDS} are the most"
             )));
         }
-        // Those that have ended give way, the oldest first.
+        // Those that have ended give way, the oldest first, and those that somebody hears last.
         while self.all.len() >= 2 * MAX_COMMANDS {
-            let old = self.all.values().find(|command| command.ended.is_some()).map(|command| command.wanted.id);
-            let Some(command) = old.and_then(|old| self.all.remove(&old)) else { break };
+            let ended = || self.all.values().filter(|command| command.ended.is_some());
+            let old = ended().find(|command| command.listeners.is_empty()).or_else(|| ended().next());
+            let Some(command) = old.map(|old| old.wanted.id).and_then(|old| self.all.remove(&old)) else { break };
             self.let_go(&command);
         }
         Command::start(wanted, &self.env, &self.workdir)
@@ -453,9 +454,15 @@ impl Commands {
     fn let_go(&mut self, command: &Command) {
         for listener in &command.listeners {
             self.listening.remove(&listener.id);
-            if let Some(end) = command.end() {
-                self.link.send(&Reply::Exit { id: listener.id, end }, &[]);
-            }
+            let id = listener.id;
+            let reply = match command.end().filter(|_| listener.next >= command.log.end()) {
+                Some(end) => Reply::Exit { id, end },
+                None => Reply::ExecFailed {
+                    id,
+                    message: "the command was forgotten for newer ones before all of it was heard".to_owned(),
+                },
+            };
+            self.link.send(&reply, &[]);
         }
     }
 

@@ -7,7 +7,7 @@ use bollard::container::LogOutput;
 use bollard::errors::Error as Refusal;
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{
-    AttachContainerOptions, CreateContainerOptionsBuilder, KillContainerOptions, ListContainersOptionsBuilder,
+    AttachContainerOptions, CreateContainerOptions, KillContainerOptions, ListContainersOptionsBuilder,
     RemoveContainerOptionsBuilder, StatsOptionsBuilder,
 };
 use bollard::{API_DEFAULT_VERSION, Docker as Client};
@@ -93,11 +93,11 @@ impl Engine {
         Err(wrong(format!("a tag can change; it is {now} now: name it so")))
     }
 
+    /// Makes the container, under a name of the engine's choice: what it belongs to is in its label.
     pub(super) async fn create(&self, order: &Order) -> Result<String, Error> {
         let body: ContainerCreateBody = serde_json::from_value(order.body.clone())
             .map_err(|why| Error::Spec(format!("the order for the container engine: {why}")))?;
-        let options = CreateContainerOptionsBuilder::default().name(&order.name).build();
-        let made = self.client.create_container(Some(options), body).await;
+        let made = self.client.create_container(None::<CreateContainerOptions>, body).await;
         Ok(made.map_err(self.refused("creating the container"))?.id)
     }
 

@@ -10,7 +10,7 @@ mod verify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -76,7 +76,6 @@ impl Docker {
     }
 
     async fn start(&self, spec: Spec) -> Result<Sandbox, Error> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         let began = Instant::now();
         native::check(&spec)?;
         if spec.rootfs != Rootfs::Host {
@@ -90,8 +89,7 @@ impl Docker {
             return Err(Error::Spec("the docker driver has no workspaces in layers".to_owned()));
         }
         let frames = handshake::given(&spec, false);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let order = Order::new(&spec, &self.options, &self.image, &self.scratch, self.engine.is_podman(), number)?;
+        let order = Order::new(&spec, &self.options, &self.image, &self.scratch, self.engine.is_podman())?;
         let (limits, require) = (spec.limits.clone(), spec.require.clone());
         let given = tokio::task::spawn_blocking(move || give(&spec)).await;
         given.map_err(|_| Error::Ended)??;

@@ -19,7 +19,6 @@ pub(super) const OWNER: &str = "dev.palisade.owner";
 /// A container that is ordered.
 #[derive(Debug)]
 pub(super) struct Order {
-    pub(super) name: String,
     /// The body of the request.
     pub(super) body: Value,
     /// What is mounted from the host: source, place and whether it may be written.
@@ -39,7 +38,6 @@ impl Order {
         image: &str,
         scratch: &Scratch,
         podman: bool,
-        number: u64,
     ) -> Result<Order, Error> {
         let mut binds = vec![
             (text(&scratch.cell())?, CELL.to_owned(), false),
@@ -104,7 +102,7 @@ impl Order {
             "Labels": {OWNER: scratch.path().display().to_string()},
             "HostConfig": host,
         });
-        Ok(Order { name: format!("palisade-{}-d{number}", std::process::id()), body, binds })
+        Ok(Order { body, binds })
     }
 }
 

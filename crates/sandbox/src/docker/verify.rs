@@ -20,7 +20,17 @@ pub(super) fn verify(order: &Order, found: &Value, podman: bool) -> Result<(), E
         let now = host(field).as_str().unwrap_or("");
         if allowed.contains(&now) { Ok(()) } else { differs(field, &json!(allowed), host(field)) }
     };
-    for field in ["ReadonlyRootfs", "AutoRemove", "NetworkMode", "Memory", "MemorySwap", "PidsLimit", "NanoCpus"] {
+    for field in [
+        "ReadonlyRootfs",
+        "AutoRemove",
+        "NetworkMode",
+        "Memory",
+        "MemorySwap",
+        "PidsLimit",
+        "NanoCpus",
+        "Runtime",
+        "UsernsMode",
+    ] {
         let wanted = asked(field);
         if !wanted.is_null() && wanted != host(field) {
             return differs(field, wanted, host(field));
@@ -105,13 +115,12 @@ mod tests {
 
     fn order() -> Order {
         Order {
-            name: "one".to_owned(),
             body: json!({
                 "Image": "sha256:ab", "User": "1000:1000", "Entrypoint": ["/cell"], "Cmd": ["stdio"],
                 "HostConfig": {
                     "ReadonlyRootfs": true, "AutoRemove": true, "NetworkMode": "none", "Memory": 5, "MemorySwap": 5,
                     "PidsLimit": 7, "CapDrop": ["ALL"], "SecurityOpt": ["no-new-privileges", "seccomp={}"],
-                    "Tmpfs": {"/tmp": "rw,nosuid,size=9"},
+                    "Tmpfs": {"/tmp": "rw,nosuid,size=9"}, "Runtime": "runsc", "UsernsMode": "keep-id",
                 },
             }),
             binds: vec![("/w".to_owned(), "/workspace".to_owned(), true)],
@@ -127,7 +136,7 @@ mod tests {
                 "ReadonlyRootfs": true, "AutoRemove": true, "NetworkMode": "none", "Memory": 5, "MemorySwap": 5,
                 "PidsLimit": 7, "CapDrop": ["ALL"], "SecurityOpt": ["no-new-privileges", "seccomp={}"],
                 "Tmpfs": {"/tmp": "rw,nosuid,size=9"}, "IpcMode": "private", "CgroupnsMode": "private",
-                "Privileged": false, "Devices": null,
+                "Privileged": false, "Devices": null, "Runtime": "runsc", "UsernsMode": "keep-id",
             },
         })
     }
@@ -138,6 +147,8 @@ mod tests {
         for (pointer, value, field) in [
             ("/HostConfig/ReadonlyRootfs", json!(false), "ReadonlyRootfs"),
             ("/HostConfig/NetworkMode", json!("bridge"), "NetworkMode"),
+            ("/HostConfig/Runtime", json!("runc"), "Runtime"),
+            ("/HostConfig/UsernsMode", json!(""), "UsernsMode"),
             ("/HostConfig/Memory", json!(0), "Memory"),
             ("/HostConfig/MemorySwap", json!(-1), "MemorySwap"),
             ("/HostConfig/PidsLimit", Value::Null, "PidsLimit"),

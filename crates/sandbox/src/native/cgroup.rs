@@ -369,32 +369,20 @@ impl Cgroups {
     }
 
     /// Stops every process of the sandbox; returns when none runs.
-    pub(crate) fn freeze(&self) -> Result<(), Error> {
+    pub(crate) async fn freeze(&self) -> Result<(), Error> {
+        // On any way out but the good one, all of them run.
+        let undo = Undo(Some(self));
         if let Some(group) = &self.unified {
             write(&group.join("cgroup.freeze"), "1")?;
-            return self.settle(&group.join("cgroup.events"), |text| text.lines().any(|line| line == "frozen 1"));
+            settle(&group.join("cgroup.events"), |text| text.lines().any(|line| line == "frozen 1")).await?;
+        } else {
+            let Some(group) = &self.freezer else { return Err(Error::Unfrozen) };
+            let state = group.directory.join("freezer.state");
+            write(&state, "FROZEN")?;
+            settle(&state, |text| text.trim() == "FROZEN").await?;
         }
-        let Some(group) = &self.freezer else { return Err(Error::Unfrozen) };
-        let state = group.directory.join("freezer.state");
-        write(&state, "FROZEN")?;
-        self.settle(&state, |text| text.trim() == "FROZEN")
-    }
-
-    fn settle(&self, file: &Path, done: impl Fn(&str) -> bool) -> Result<(), Error> {
-        // A process in the middle of a system call that cannot be interrupted holds the others up.
-        for round in 0..2000u32 {
-            let text = fs::read_to_string(file).map_err(|cause| Error::Cgroup { path: file.to_owned(), cause })?;
-            if done(&text) {
-                return Ok(());
-            }
-            if round > 20 {
-                std::thread::park_timeout(Duration::from_millis(1));
-            } else {
-                std::thread::yield_now();
-            }
-        }
-        self.thaw()?;
-        Err(Error::Cgroup { path: file.to_owned(), cause: io::ErrorKind::TimedOut.into() })
+        undo.keep();
+        Ok(())
     }
 
     /// Lets the processes go on.
@@ -491,6 +479,40 @@ impl Cgroups {
             },
         );
     }
+}
+
+/// Lets a sandbox go on whose freezing failed or was given up.
+struct Undo<'a>(Option<&'a Cgroups>);
+
+impl Undo<'_> {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Some(cgroups) = self.0 {
+            let _ = cgroups.thaw();
+        }
+    }
+}
+
+/// Waits until a file says that all stand still.
+async fn settle(file: &Path, done: impl Fn(&str) -> bool) -> Result<(), Error> {
+    // A process in the middle of a system call that cannot be interrupted holds the others up.
+    for round in 0..2000u32 {
+        let text = fs::read_to_string(file).map_err(|cause| Error::Cgroup { path: file.to_owned(), cause })?;
+        if done(&text) {
+            return Ok(());
+        }
+        if round > 20 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        } else {
+            tokio::task::yield_now().await;
+        }
+    }
+    Err(Error::Cgroup { path: file.to_owned(), cause: io::ErrorKind::TimedOut.into() })
 }
 
 fn write(path: &Path, value: &str) -> Result<(), Error> {

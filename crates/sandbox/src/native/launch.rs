@@ -278,7 +278,7 @@ impl Body for Process {
     }
 
     async fn freeze(&self) -> Result<(), Error> {
-        self.cgroups()?.freeze()
+        self.cgroups()?.freeze().await
     }
 
     async fn thaw(&self) -> Result<(), Error> {

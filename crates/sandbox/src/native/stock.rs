@@ -23,7 +23,7 @@ const BREATH: Duration = Duration::from_millis(10);
 pub(super) struct Stock {
     pool: Mutex<Pool<Base, Waiting>>,
     /// Cold starts under way: more of them at a time only make each other wait.
-    starts: Semaphore,
+    starts: Arc<Semaphore>,
     asked: Arc<Notify>,
     keeper: Mutex<Option<JoinHandle<()>>>,
     pooling: bool,
@@ -41,7 +41,7 @@ impl Stock {
         let starts = if options.starts == 0 { 3 * cores } else { options.starts };
         Stock {
             pool: Mutex::new(Pool::new(options.pool.clone())),
-            starts: Semaphore::new(starts),
+            starts: Arc::new(Semaphore::new(starts)),
             asked: Arc::default(),
             keeper: Mutex::new(None),
             pooling: options.pool.most > 0,
@@ -71,10 +71,13 @@ impl Stock {
                 return Ok(Taken { live, pooled: true });
             }
         }
-        let permit = self.starts.acquire().await.map_err(|_| Error::Ended)?;
-        let made = tokio::task::spawn_blocking(move || launch::make_for(&base, &spec));
+        let permit = self.starts.clone().acquire_owned().await.map_err(|_| Error::Ended)?;
+        // The start has the permit, as it goes on when nobody waits for it any more.
+        let made = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            launch::make_for(&base, &spec)
+        });
         let live = made.await.map_err(|_| Error::Ended)??;
-        drop(permit);
         Ok(Taken { live, pooled: false })
     }
 
@@ -150,10 +153,13 @@ async fn keeper_of(stock: Weak<Stock>) {
         match wanted {
             Some(base) => {
                 // In its turn, behind sessions that wait for a cold start.
-                let Ok(permit) = owned.starts.acquire().await else { return };
+                let Ok(permit) = owned.starts.clone().acquire_owned().await else { return };
                 let key = base.clone();
-                let made = tokio::task::spawn_blocking(move || launch::make(&base)).await;
-                drop(permit);
+                let made = tokio::task::spawn_blocking(move || {
+                    let _permit = permit;
+                    launch::make(&base)
+                });
+                let made = made.await;
                 let surplus = match made.unwrap_or_else(|why| Err(Error::Protocol(io::Error::other(why)))) {
                     Ok(made) => owned.pool().made(&key, made, Instant::now()),
                     Err(_) => {

@@ -70,14 +70,14 @@ impl Oci {
             return Err(Error::Driver { driver: "oci".to_owned(), why });
         }
         // Asked before anything is made.
-        Runtime::find(&options.runtime, options.arguments.clone(), PathBuf::new())?;
+        let runtime = Runtime::find(&options.runtime, options.arguments)?;
         native::sweep_again();
         let base = options.scratch.unwrap_or_else(scratch::base);
         let scratch = Scratch::open(&base, "oci", sweep)?;
-        let state = scratch.path().join("state");
         let wrong = |cause| Error::Scratch { path: scratch.path().to_owned(), cause };
-        let runtime = Runtime::find(&options.runtime, options.arguments, state)?;
-        fs::create_dir(scratch.path().join("state")).map_err(wrong)?;
+        let state = scratch.path().join("state");
+        fs::create_dir(&state).map_err(wrong)?;
+        let runtime = runtime.at(state);
         fs::write(scratch.path().join("runtime"), runtime.record()).map_err(wrong)?;
         Ok(Oci { runtime, scratch: Arc::new(scratch) })
     }
@@ -193,7 +193,8 @@ fn sweep(path: &Path) -> bool {
     let mut lines = record.lines().map(ToOwned::to_owned);
     // It had not come to making any.
     let Some(program) = lines.next() else { return true };
-    let Ok(runtime) = Runtime::find(Path::new(&program), lines.collect(), path.join("state")) else { return false };
+    let Ok(runtime) = Runtime::find(Path::new(&program), lines.collect()) else { return false };
+    let runtime = runtime.at(path.join("state"));
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let ids = entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.starts_with(PREFIX));
     let left = ids.filter(|id| runtime.delete(id).is_err()).count();
@@ -350,7 +351,7 @@ impl Body for Container {
     }
 
     async fn freeze(&self) -> Result<(), Error> {
-        self.cgroups()?.freeze()
+        self.cgroups()?.freeze().await
     }
 
     async fn thaw(&self) -> Result<(), Error> {

@@ -38,8 +38,8 @@ pub(super) struct Runtime {
 }
 
 impl Runtime {
-    /// A runtime by its name or path.
-    pub(super) fn find(program: &Path, arguments: Vec<String>, state: PathBuf) -> Result<Runtime, Error> {
+    /// A runtime by its name or path, without a directory for its state.
+    pub(super) fn find(program: &Path, arguments: Vec<String>) -> Result<Runtime, Error> {
         let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
         let kind = if name.contains("runsc") {
             Kind::Gvisor
@@ -48,6 +48,7 @@ impl Runtime {
         } else {
             Kind::Runc
         };
+        let state = PathBuf::new();
         let runtime = Runtime { program: program.to_owned(), name, kind, state, arguments };
         let asked = runtime.command().arg("--version").output();
         match asked {
@@ -55,6 +56,11 @@ impl Runtime {
             Ok(said) => Err(runtime.refused("--version", &said)),
             Err(cause) => Err(Error::NoRuntime { runtime: program.display().to_string(), cause }),
         }
+    }
+
+    /// The same with a directory for its state.
+    pub(super) fn at(self, state: PathBuf) -> Runtime {
+        Runtime { state, ..self }
     }
 
     /// What a later process needs to clean up after this one: a line each.

@@ -154,8 +154,9 @@ impl Exec {
         }
         // Only what has been taken may be followed by more: a slow reader slows the command down.
         if self.taken >= PORTION {
-            self.link.send(&Request::Window { id: self.id, bytes: self.taken }, &[]).await?;
-            self.taken = 0;
+            let window = Request::Window { id: self.id, bytes: self.taken };
+            let taken = &mut self.taken;
+            self.link.send_then(&window, &[], || *taken = 0).await?;
         }
         match self.heard.recv().await {
             Some(Heard::Output { offset, stderr, bytes }) => {
@@ -273,8 +274,8 @@ impl Input {
             let wanted = u32::try_from(piece.len()).unwrap_or(u32::MAX);
             // Closed when the command has ended.
             let Ok(permits) = self.input.acquire_many(wanted).await else { return Ok(()) };
-            permits.forget();
-            self.link.send(&Request::Stdin { id: self.id }, piece).await?;
+            // Given back when this is cancelled before the piece is sent.
+            self.link.send_then(&Request::Stdin { id: self.id }, piece, || permits.forget()).await?;
         }
         Ok(())
     }

@@ -124,10 +124,16 @@ impl Link {
     }
 
     pub(super) async fn send(&self, request: &Request, raw: &[u8]) -> Result<(), Error> {
+        self.send_then(request, raw, || ()).await
+    }
+
+    /// Calls `committed` at the moment from which on the frame is sent even when this is cancelled; before, it never is.
+    pub(super) async fn send_then(&self, request: &Request, raw: &[u8], committed: impl FnOnce()) -> Result<(), Error> {
         let frame = encode(request, raw).map_err(Error::Protocol)?;
         let mut writer = self.writer.lock().await;
         writer.flush().await.map_err(|_| Error::Ended)?;
         writer.frame = frame;
+        committed();
         writer.flush().await.map_err(|_| Error::Ended)
     }
 }

@@ -317,3 +317,47 @@ async fn whoever_listens_hears_of_the_end_of_the_sandbox() {
     rig.sandbox.destroy().await.unwrap();
     assert!(matches!(exec.next().await, Err(Error::Ended)));
 }
+
+/// Polls something a few times, and gives it up if it is not done by then.
+async fn briefly<T>(polls: usize, work: impl Future<Output = T>) -> Option<T> {
+    let given_up = async {
+        for _ in 0..polls {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = given_up => None,
+    }
+}
+
+#[tokio::test]
+async fn who_stops_waiting_loses_nothing() {
+    const BYTES: usize = 32 << 20;
+    let rig = Rig::new().await;
+    // Small pieces, so that a window told twice would overrun the channel; and others send at the same time.
+    let mut exec = rig
+        .sandbox
+        .exec(shell(&format!("yes 123456 | dd bs=14 count={} iflag=fullblock status=none", BYTES / 14)))
+        .await
+        .unwrap();
+    let sink = rig.sandbox.exec(ExecRequest { stdin: true, ..request(&["/bin/sh", "-c", "exec cat > /dev/null"]) });
+    let sink = sink.await.unwrap();
+    let piece = vec![b'x'; 64 << 10];
+    let (mut heard, mut round) = (0, 0);
+    loop {
+        round += 1;
+        let _ = briefly(round % 4, sink.write(&piece)).await;
+        match briefly(round % 7, exec.next()).await {
+            None => {}
+            Some(Ok(Some(Output::Stdout(bytes)))) => heard += bytes.len(),
+            Some(Ok(None)) => break,
+            Some(other) => panic!("{other:?} after {heard} bytes"),
+        }
+    }
+    assert_eq!(heard, BYTES / 14 * 14);
+    // Whatever was given up has given its room back.
+    let all = tokio::time::timeout(Duration::from_secs(30), sink.write(&vec![b'x'; 4 << 20])).await;
+    all.expect("there is room").unwrap();
+}
