@@ -334,30 +334,58 @@ async fn briefly<T>(polls: usize, work: impl Future<Output = T>) -> Option<T> {
 
 #[tokio::test]
 async fn who_stops_waiting_loses_nothing() {
-    const BYTES: usize = 32 << 20;
+    const BYTES: usize = 16 << 20;
+    const SINKS: usize = 8;
     let rig = Rig::new().await;
-    // Small pieces, so that a window told twice would overrun the channel; and others send at the same time.
-    let mut exec = rig
-        .sandbox
-        .exec(shell(&format!("yes 123456 | dd bs=14 count={} iflag=fullblock status=none", BYTES / 14)))
-        .await
-        .unwrap();
-    let sink = rig.sandbox.exec(ExecRequest { stdin: true, ..request(&["/bin/sh", "-c", "exec cat > /dev/null"]) });
-    let sink = sink.await.unwrap();
+    // Small pieces, so that a window that is told twice overruns what holds them here.
+    let script = format!("yes 123456 | dd bs=14 count={} iflag=fullblock status=none", BYTES / 14);
+    let mut exec = rig.sandbox.exec(shell(&script)).await.unwrap();
+    let mut sinks = Vec::new();
+    for _ in 0..SINKS {
+        let sink = ExecRequest { stdin: true, ..request(&["/bin/sh", "-c", "exec cat > /dev/null"]) };
+        sinks.push(rig.sandbox.exec(sink).await.unwrap());
+    }
     let piece = vec![b'x'; 64 << 10];
     let (mut heard, mut round) = (0, 0);
-    loop {
+    let mut hear = |said: Result<Option<Output>, Error>| match said {
+        Ok(Some(Output::Stdout(bytes))) => {
+            heard += bytes.len();
+            true
+        }
+        Ok(None) => false,
+        other => panic!("{other:?} after {heard} bytes"),
+    };
+    'all: loop {
         round += 1;
-        let _ = briefly(round % 4, sink.write(&piece)).await;
-        match briefly(round % 7, exec.next()).await {
-            None => {}
-            Some(Ok(Some(Output::Stdout(bytes)))) => heard += bytes.len(),
-            Some(Ok(None)) => break,
-            Some(other) => panic!("{other:?} after {heard} bytes"),
+        // While nothing is taken, what is sent waits in the middle of frames, and is given up there.
+        let stopped = round < 100;
+        if stopped {
+            rig.sandbox.freeze().await.unwrap();
+        }
+        for sink in &sinks {
+            while briefly(1 + round % 3, sink.write(&piece)).await.is_some() {}
+        }
+        for polls in 0..20 {
+            if let Some(said) = briefly(polls % 3, exec.next()).await
+                && !hear(said)
+            {
+                break 'all;
+            }
+        }
+        if stopped {
+            rig.sandbox.thaw().await.unwrap();
+        }
+        for _ in 0..2000 {
+            if !hear(exec.next().await) {
+                break 'all;
+            }
         }
     }
+    assert!(round > 20, "{round}");
     assert_eq!(heard, BYTES / 14 * 14);
     // Whatever was given up has given its room back.
-    let all = tokio::time::timeout(Duration::from_secs(30), sink.write(&vec![b'x'; 4 << 20])).await;
-    all.expect("there is room").unwrap();
+    for sink in &sinks {
+        let all = tokio::time::timeout(Duration::from_secs(30), sink.write(&vec![b'x'; 4 << 20])).await;
+        all.expect("there is room").unwrap();
+    }
 }

@@ -132,7 +132,11 @@ async fn what_is_swapped_for_a_link_leads_nowhere() {
 async fn a_search_that_is_given_up_ends() {
     let rig = Rig::new().await;
     fs::write(rig.workspace().join("text"), "only letters, line after line\n".repeat((15 << 20) / 30)).unwrap();
-    rig.bash("mkdir many && ln text many/0 && for i in $(seq 2000); do ln text many/$i; done").await;
+    // Made from outside: where the host protects hard links, the agent may not link a file that is not its own.
+    fs::create_dir(rig.workspace().join("many")).unwrap();
+    for i in 0..2000 {
+        fs::hard_link(rig.workspace().join("text"), rig.workspace().join(format!("many/{i}"))).unwrap();
+    }
     let input = json!({"pattern": "(?:[a-y]+|[^z])+zz"});
     let call = ToolCall { name: "grep".to_owned(), input, timeout: Duration::from_secs(60) };
     {

@@ -1,11 +1,10 @@
 //! Certificates: who may come in, to which session, and until when.
 
 use std::io;
-use std::io::Write as _;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
+use palisade_checkpoint::{Durable, write_whole};
 use russh::keys::ssh_key::certificate::{Builder, CertType};
 use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
 use russh::keys::ssh_key::{Fingerprint, LineEnding};
@@ -43,13 +42,7 @@ pub(super) fn host_key(state_dir: &Path) -> io::Result<PrivateKey> {
         Err(why) if why.kind() == io::ErrorKind::NotFound => {
             let key = key()?;
             let text = key.to_openssh(LineEnding::LF).map_err(other)?;
-            // Under another name first: a key is there whole or not at all.
-            let new = state_dir.join(format!("{HOST_KEY}.new"));
-            let mut file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&new, &path)?;
-            std::fs::File::open(state_dir)?.sync_all()?;
+            write_whole(state_dir, HOST_KEY, text.as_bytes(), Durable::Yes).map_err(other)?;
             Ok(key)
         }
         Err(why) => Err(why),

@@ -9,12 +9,12 @@ mod remove;
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use palisade_checkpoint::{Id, Transaction};
+use palisade_checkpoint::{Durable, Id, Transaction, write_whole};
 use palisade_sandbox::disk::{self, Disk, Limit};
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +76,7 @@ pub(crate) struct Taken {
 
 const LAYERS: &str = "workspace.json";
 const TRANSACTION: &str = "transaction.json";
+const SKILLS: &str = "skills.json";
 
 /// Checkpoints of one session that are kept, at least.
 pub(crate) const KEPT: usize = 20;
@@ -123,7 +124,7 @@ impl Home {
             journal: root.join("journal.jsonl"),
             transaction: root.join(TRANSACTION),
             layers: root.join(LAYERS),
-            skills: root.join("skills.json"),
+            skills: root.join(SKILLS),
             limit: Limit::default(),
             disks: Arc::default(),
             root,
@@ -175,9 +176,11 @@ impl Home {
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
-    /// Notes which skills are in the workspace.
+    /// Notes which skills are in the workspace. A crash leaves the old note or the new one: what is not in it is the session's
+    /// own, and never taken out.
     pub(crate) fn note_skills(&self, names: &[String]) -> io::Result<()> {
-        fs::write(&self.skills, serde_json::to_vec(names)?)
+        let text = serde_json::to_vec(names)?;
+        write_whole(&self.root, SKILLS, &text, Durable::No).map_err(io::Error::other)
     }
 
     /// Makes the session's own directory, so that its journal can be opened.
@@ -198,12 +201,8 @@ impl Home {
     /// Says from now on what the workspace is made of. A crash leaves the old word or the new one.
     pub(crate) fn note_layers(&self, layers: &Layers) -> Result<(), HomeError> {
         let wrong = |source| HomeError::Make { path: self.layers.clone(), source };
-        let next = self.root.join("workspace.json.next");
-        let mut file = File::create(&next).map_err(wrong)?;
-        file.write_all(&serde_json::to_vec(layers).map_err(|why| wrong(why.into()))?).map_err(wrong)?;
-        file.sync_all().map_err(wrong)?;
-        fs::rename(&next, &self.layers).map_err(wrong)?;
-        File::open(&self.root).and_then(|root| root.sync_all()).map_err(wrong)
+        let text = serde_json::to_vec(layers).map_err(|why| wrong(why.into()))?;
+        write_whole(&self.root, LAYERS, &text, Durable::Yes).map_err(|why| wrong(io::Error::other(why)))
     }
 
     /// Makes what is missing, with `fresh` for a workspace that was never there, and removes layers that were left behind. The
