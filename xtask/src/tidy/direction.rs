@@ -18,8 +18,22 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("palisade-hostile", &[]),
     ("palisade-sandbox", &["palisade-api", "palisade-cell"]),
     ("palisade-image", &["palisade-api"]),
+    ("palisade-audit", &["palisade-api"]),
+    ("palisade-egress", &["palisade-api"]),
+    ("palisade-vault", &["palisade-api"]),
     // Never the store, the core, the engine or the server: it talks to any control plane, and only over the wire.
-    ("palisade-worker", &["palisade-api", "palisade-checkpoint", "palisade-image", "palisade-sandbox"]),
+    (
+        "palisade-worker",
+        &[
+            "palisade-api",
+            "palisade-audit",
+            "palisade-checkpoint",
+            "palisade-egress",
+            "palisade-image",
+            "palisade-sandbox",
+            "palisade-vault",
+        ],
+    ),
     (
         "palisade-cli",
         &[
@@ -32,6 +46,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "palisade-checkpoint",
             "palisade-sandbox",
             "palisade-image",
+            "palisade-audit",
+            "palisade-egress",
+            "palisade-vault",
             "palisade-worker",
         ],
     ),

@@ -1,0 +1,1 @@
+//! The broker: placeholders out, credentials in.

@@ -1,0 +1,1 @@
+//! The resolver: synthetic addresses for names that are allowed.

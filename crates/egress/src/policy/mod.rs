@@ -1,0 +1,1 @@
+//! What may leave, decided without I/O.

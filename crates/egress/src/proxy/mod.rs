@@ -1,0 +1,1 @@
+//! The proxy: connections in, connections out.

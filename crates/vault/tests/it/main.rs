@@ -1,0 +1,1 @@
+//! Tests of the secret sources at its boundary.
