@@ -12,5 +12,5 @@ pub mod policy;
 pub mod proxy;
 mod seam;
 
-pub use name::{Authority, Host, NameError};
+pub use name::{Authority, Host, Name, NameError};
 pub use seam::{Entry, Outcome, Supply, SupplyError, Trail, TrailError};
