@@ -1,1 +1,0 @@
-//! What a push asks for.

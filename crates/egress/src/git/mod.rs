@@ -1,0 +1,62 @@
+//! What a push asks for.
+//!
+//! `git push` over HTTPS posts a list of commands, each `old new ref`, and a pack behind it. The list is read before any byte of
+//! the request goes out, and the whole push is refused if a rule does not allow one of its commands: what the user sees is what
+//! git shows for a hook that declines.
+
+mod parse;
+mod report;
+mod rules;
+
+pub use parse::{Commands, GitError, Parser, Progress, RefUpdate, parse_push};
+pub use report::{REFUSAL_CONTENT_TYPE, refusal};
+pub use rules::{PushRules, Refused, RefusedRef, RefPattern, RefPatternError};
+
+/// The content type of a push.
+pub const PUSH_CONTENT_TYPE: &str = "application/x-git-receive-pack-request";
+
+/// What a request asks of a git server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Service {
+    /// The beginning of a clone or fetch: `GET …/info/refs?service=git-upload-pack`.
+    FetchRefs,
+    /// A clone or fetch: `POST …/git-upload-pack`.
+    Fetch,
+    /// The beginning of a push: `GET …/info/refs?service=git-receive-pack`.
+    PushRefs,
+    /// A push: `POST …/git-receive-pack`.
+    Push,
+}
+
+/// What a path, with its query, asks of a git server, whatever the method. Encodings and case do not hide it, and neither do
+/// slashes at the end: it is better to take something else for a push than the other way round.
+pub fn service(path: &str) -> Option<Service> {
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let last = decoded(path);
+    let last = last.trim_end_matches(['/', '\\']);
+    let last = last.rsplit(['/', '\\']).next().unwrap_or(last);
+    match last.split(';').next().unwrap_or(last) {
+        "git-receive-pack" => Some(Service::Push),
+        "git-upload-pack" => Some(Service::Fetch),
+        "refs" => {
+            let mut found = None;
+            for pair in query.split('&') {
+                let Some((key, value)) = pair.split_once('=') else { continue };
+                if decoded(key) == "service" {
+                    match decoded(value).as_str() {
+                        "git-receive-pack" => return Some(Service::PushRefs),
+                        "git-upload-pack" => found = Some(Service::FetchRefs),
+                        _ => {}
+                    }
+                }
+            }
+            found
+        }
+        _ => None,
+    }
+}
+
+/// Decoded and in lower case. What does not decode stays.
+fn decoded(text: &str) -> String {
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().to_ascii_lowercase()
+}
