@@ -10,7 +10,7 @@ mod rules;
 
 pub use parse::{Commands, GitError, Parser, Progress, RefUpdate, parse_push};
 pub use report::{REFUSAL_CONTENT_TYPE, refusal};
-pub use rules::{PushRules, Refused, RefusedRef, RefPattern, RefPatternError};
+pub use rules::{PushRules, RefPattern, RefPatternError, Refused, RefusedRef};
 
 /// The content type of a push.
 pub const PUSH_CONTENT_TYPE: &str = "application/x-git-receive-pack-request";

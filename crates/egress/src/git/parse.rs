@@ -82,7 +82,9 @@ pub enum GitError {
     #[error("the push changes one ref twice")]
     Twice,
     /// More than is read.
-    #[error("the push changes more than {COMMANDS} refs, or its list is longer than {BYTES} bytes: push fewer at a time")]
+    #[error(
+        "the push changes more than {COMMANDS} refs, or its list is longer than {BYTES} bytes: push fewer at a time"
+    )]
     TooLong,
     /// `git push --signed`.
     #[error("signed pushes are not supported: push without --signed")]
@@ -116,8 +118,7 @@ impl Parser {
         }
         self.rest.extend_from_slice(&bytes[..bytes.len().min(BYTES + 4)]);
         let mut at = 0;
-        loop {
-            let Some(digits) = self.rest.get(at..at + 4) else { break };
+        while let Some(digits) = self.rest.get(at..at + 4) {
             let length = length(digits)?;
             if length == 0 {
                 self.done = true;
@@ -173,7 +174,8 @@ impl Parser {
             if capabilities.contains('\0') {
                 return Err(GitError::Line);
             }
-            self.commands.capabilities = capabilities.split(' ').filter(|one| !one.is_empty()).map(str::to_owned).collect();
+            self.commands.capabilities =
+                capabilities.split(' ').filter(|one| !one.is_empty()).map(str::to_owned).collect();
         }
         if !is_ref(name) || !name.starts_with("refs/") {
             return Err(GitError::Ref);

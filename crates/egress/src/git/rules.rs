@@ -98,10 +98,12 @@ impl PushRules {
     /// Checks all commands of a push, and the options that are sent along. One that is not allowed refuses all.
     pub fn check_push(&self, commands: &Commands) -> Result<(), Refused> {
         if commands.push_options() && !self.sets.iter().all(|set| set.options) {
-            let refs = commands.updates.iter().map(|update| RefusedRef { name: update.name.clone(), why: OPTIONS }).collect();
-            let message = "this push was refused by the egress policy: it carries push options, which the rule does not allow. \
+            let refs =
+                commands.updates.iter().map(|update| RefusedRef { name: update.name.clone(), why: OPTIONS }).collect();
+            let message =
+                "this push was refused by the egress policy: it carries push options, which the rule does not allow. \
                            Push without -o; the same push again is refused again"
-                .to_owned();
+                    .to_owned();
             return Err(Refused { refs, message });
         }
         self.check(&commands.updates)
@@ -140,9 +142,8 @@ impl PushRules {
             if set.push.is_empty() {
                 return "no ref may be pushed".to_owned();
             }
-            let list = |patterns: &[RefPattern]| {
-                patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-            };
+            let list =
+                |patterns: &[RefPattern]| patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             let except =
                 if set.protected.is_empty() { String::new() } else { format!(" except {}", list(&set.protected)) };
             words.push(format!("{}{except}", list(&set.push)));
@@ -160,7 +161,8 @@ const OPTIONS: &str = "push options are not allowed by the egress policy";
 impl Set {
     fn refuses(&self, update: &RefUpdate) -> Option<&'static str> {
         // Some servers keep refs in files whose names they do not tell apart by case.
-        if self.protected.iter().any(|pattern| pattern.matches(&update.name) || pattern.matches_any_case(&update.name)) {
+        if self.protected.iter().any(|pattern| pattern.matches(&update.name) || pattern.matches_any_case(&update.name))
+        {
             Some(PROTECTED)
         } else if !self.push.iter().any(|pattern| pattern.matches(&update.name)) {
             Some(NOT_ALLOWED)

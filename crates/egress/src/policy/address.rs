@@ -85,9 +85,11 @@ impl fmt::Display for Range {
 fn v4(address: Ipv4Addr) -> Range {
     match address.octets() {
         // AWS and those that copy it, AWS ECS and EKS, Azure's WireServer, Alibaba Cloud, Oracle Cloud at Rest.
-        [169, 254, 169, 253 | 254] | [169, 254, 170, 2 | 23] | [168, 63, 129, 16] | [100, 100, 100, 200] | [192, 0, 0, 192] => {
-            Range::Metadata
-        }
+        [169, 254, 169, 253 | 254]
+        | [169, 254, 170, 2 | 23]
+        | [168, 63, 129, 16]
+        | [100, 100, 100, 200]
+        | [192, 0, 0, 192] => Range::Metadata,
         [0, ..] => Range::Unspecified,
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => Range::Private,
         [100, 64..=127, ..] => Range::Shared,
@@ -109,7 +111,9 @@ fn v6(address: Ipv6Addr) -> Range {
         [0, 0, 0, 0, 0, 0, 0, 0] => Range::Unspecified,
         [0, 0, 0, 0, 0, 0, 0, 1] => Range::Loopback,
         // AWS, Google Cloud.
-        [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254 | 0x0253 | 0x0023] | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254] => Range::Metadata,
+        [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254 | 0x0253 | 0x0023] | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254] => {
+            Range::Metadata
+        }
         // NAT64 with the well-known prefix (RFC 6052) leads to the IPv4 address inside.
         [0x0064, 0xff9b, 0, 0, 0, 0, high, low] => v4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low))),
         [0x0064, 0xff9b, 1, ..] | [0, 0, 0, 0, 0 | 0xffff, ..] | [0x2001, 0, ..] | [0x2002, ..] => Range::Transition,

@@ -81,10 +81,7 @@ impl Budgets {
 
     /// For one connection or request that goes on for a while.
     pub fn meter(&self, rule: &RuleName) -> Meter {
-        Meter {
-            rule: Some(rule.clone()),
-            budgets: self.holding(rule).filter_map(|used| used.bytes.clone()).collect(),
-        }
+        Meter { rule: Some(rule.clone()), budgets: self.holding(rule).filter_map(|used| used.bytes.clone()).collect() }
     }
 
     fn holding<'a>(&'a self, rule: &'a RuleName) -> impl Iterator<Item = &'a Use> {

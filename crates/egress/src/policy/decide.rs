@@ -1,5 +1,6 @@
 //! The decisions.
 
+use std::cell::OnceCell;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
@@ -60,7 +61,7 @@ impl Policy {
                     if protocol == Protocol::Http {
                         treatment = Treatment::Intercept;
                     }
-                    if let Some(refusal) = decision.refused(layer, refusal) {
+                    if let Some(refusal) = decision.refused(layer, *refusal) {
                         return Verdict::Refused(refusal);
                     }
                 }
@@ -79,12 +80,7 @@ impl Policy {
                            be decided. Trying again does not help; what would: a request to the host itself";
             return Verdict::Refused(Refusal::new(Reason::MethodNotAllowed, None, message));
         }
-        let facts = Facts {
-            request,
-            upgrade,
-            path: LazyLock::new(Box::new(|| NormalPath::parse(request.path))),
-            service: git::service(request.path),
-        };
+        let facts = Facts { request, upgrade, path: OnceCell::new(), service: git::service(request.path) };
         let mut grant = Grant { private: true, ..Grant::default() };
         let mut decision = Decision::default();
         for layer in &self.layers {
@@ -108,7 +104,7 @@ impl Policy {
                 }
                 Err(refusal) => {
                     grant.private = false;
-                    if let Some(refusal) = decision.refused(layer, refusal) {
+                    if let Some(refusal) = decision.refused(layer, *refusal) {
                         return Verdict::Refused(refusal);
                     }
                 }
@@ -188,12 +184,12 @@ impl Decision {
     }
 
     /// The refusal, unless the section only observes.
-    fn refused(&mut self, layer: &Layer, refusal: Box<Refusal>) -> Option<Refusal> {
+    fn refused(&mut self, layer: &Layer, refusal: Refusal) -> Option<Refusal> {
         // A push is refused all the same: rules for pushes are there to protect what others rely on.
         if layer.mode == Mode::Enforce || refusal.reason == Reason::PushRefused {
-            return Some(*refusal);
+            return Some(refusal);
         }
-        self.observed.get_or_insert(*refusal);
+        self.observed.get_or_insert(refusal);
         None
     }
 
@@ -218,7 +214,7 @@ struct Facts<'a> {
     /// Whether it is to become a WebSocket, or something else.
     upgrade: Option<bool>,
     /// Read only if a rule compares paths.
-    path: LazyLock<Result<NormalPath, PathError>, Box<dyn FnOnce() -> Result<NormalPath, PathError> + 'a>>,
+    path: OnceCell<Result<NormalPath, PathError>>,
     service: Option<Service>,
 }
 
@@ -250,7 +246,8 @@ impl Facts<'_> {
             }
         }
         if let Some(patterns) = &rule.paths {
-            let path = self.path.as_ref().map_err(|why| Failed::Path((*why).into()))?;
+            let path = self.path.get_or_init(|| NormalPath::parse(request.path));
+            let path = path.as_ref().map_err(|why| Failed::Path((*why).into()))?;
             if path.has_encoded_slash() && !rule.encoded_slashes {
                 return Err(Failed::Path(Why::EncodedSlash));
             }

@@ -99,7 +99,9 @@ pub(super) fn unknown(asked: Asked<'_>) -> Refusal {
     Refusal::new(
         reason,
         None,
-        format!("{what} was refused by the egress policy: {why}. {AGAIN}; what would: {help}, added by whoever runs this sandbox"),
+        format!(
+            "{what} was refused by the egress policy: {why}. {AGAIN}; what would: {help}, added by whoever runs this sandbox"
+        ),
     )
 }
 
@@ -155,13 +157,18 @@ pub(super) fn address(layer: &Layer, rule: Option<&Rule>, address: IpAddr, range
         (Reason::AddressNotAllowed, why, format!("; what would: `{address}` in the rule's `address`"))
     } else if range.is_private() && !pinned {
         let why = format!("{range}, which names may lead to only where the rule says so");
-        (Reason::PrivateAddress, why, "; what would: `private: true` in the rule, if this is a host of yours".to_owned())
+        (
+            Reason::PrivateAddress,
+            why,
+            "; what would: `private: true` in the rule, if this is a host of yours".to_owned(),
+        )
     } else {
         let why = format!("{range}, which must be named to be reached");
         (Reason::PrivateAddress, why, format!("; what would: `{address}` in the rule's `address`, if this is meant"))
     };
     let rule = name.as_ref().map(|name| format!(" (rule `{name}`)")).unwrap_or_default();
-    let observe = if layer.mode == super::Mode::Observe { ". This holds also while the policy only observes" } else { "" };
+    let observe =
+        if layer.mode == super::Mode::Observe { ". This holds also while the policy only observes" } else { "" };
     let message = format!(
         "the connection to {address} was refused by the egress policy{rule}: it is {why}{observe}. {AGAIN}{help}"
     );

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
+use super::Mode;
 use super::address::Block;
 use super::path::Pattern;
 use super::preset::{PACKAGE_MANAGERS, PRESETS, Preset};
 use super::rule::{HostPattern, Layer, Ports, Rule, Wire};
-use super::Mode;
 use crate::git::{PushRules, RefPattern};
 use crate::{Host, NameError};
 
@@ -536,7 +536,9 @@ fn methods(list: &[String], place: &dyn Fn(&str) -> String) -> Result<Vec<Box<st
             if method == "CONNECT" {
                 let fix = "Leave it out: WebSockets are allowed by `websocket: true`";
                 Err(wrong(place("methods"), "CONNECT opens a tunnel, in which nothing can be decided", fix))
-            } else if method.is_empty() || method.len() > 32 || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
+            } else if method.is_empty()
+                || method.len() > 32
+                || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
             {
                 Err(wrong(place("methods"), format!("{method:?} is no method"), "Write it in capitals: GET, POST"))
             } else {
@@ -589,7 +591,10 @@ fn host_pattern(text: &str) -> Result<HostPattern, (String, String)> {
         return Err((what, "Write *.example.com for all names below example.com, or each name".to_owned()));
     }
     if rest.contains("://") || rest.contains('/') {
-        return Err((format!("{text:?} is a URL or path"), "Write the host alone; `paths` and `ports` are keys".to_owned()));
+        return Err((
+            format!("{text:?} is a URL or path"),
+            "Write the host alone; `paths` and `ports` are keys".to_owned(),
+        ));
     }
     if let Some(label) = rest.split('.').find(|label| is_mixed(label)) {
         let what = format!("{text:?}: `{label}` mixes letters of scripts that look alike");

@@ -95,7 +95,9 @@ impl NormalPath {
                 }
                 b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => text.push(char::from(byte)),
                 // Reserved ones mean one thing as they are and another one encoded.
-                b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@' if !encoded => {
+                b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@'
+                    if !encoded =>
+                {
                     text.push(char::from(byte));
                 }
                 _ => {

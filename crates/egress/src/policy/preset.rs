@@ -40,7 +40,10 @@ pub(super) const PRESETS: &[Preset] = &[
     },
     Preset { name: "gitlab", hosts: &["gitlab.com"], plain: false, posts: &["/**/git-upload-pack"] },
     tls("go", &["proxy.golang.org", "sum.golang.org"]),
-    tls("gradle", &["services.gradle.org", "downloads.gradle.org", "plugins.gradle.org", "plugins-artifacts.gradle.org"]),
+    tls(
+        "gradle",
+        &["services.gradle.org", "downloads.gradle.org", "plugins.gradle.org", "plugins-artifacts.gradle.org"],
+    ),
     tls("hex", &["hex.pm", "repo.hex.pm", "builds.hex.pm"]),
     tls("maven", &["repo.maven.apache.org", "repo1.maven.org"]),
     Preset {

@@ -1,1 +1,0 @@
-//! The resolver: synthetic addresses for names that are allowed.
