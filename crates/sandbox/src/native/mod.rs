@@ -36,6 +36,17 @@ pub(crate) fn program() -> io::Result<()> {
     cell().map(drop)
 }
 
+/// Whether a sandbox's network can be led to sockets: makes one that waits, and ends it. Blocks.
+pub(crate) fn egress() -> Result<(), Error> {
+    let base = Base {
+        rootfs: Rootfs::Host,
+        limits: Limits { pids: None, ..Limits::default() },
+        gpus: Vec::new(),
+        egress: true,
+    };
+    launch::make(&base).map(drop)
+}
+
 /// The Landlock ABI of this kernel; zero without Landlock.
 pub(crate) fn landlock_abi() -> i64 {
     const VERSION: libc::c_uint = 1;
