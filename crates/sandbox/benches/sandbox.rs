@@ -77,7 +77,8 @@ async fn measure() {
         fs::create_dir(home.path().join(name)).unwrap();
     }
     if chosen("cold") {
-        cold(&home).await;
+        cold(&home, false).await;
+        cold(&home, true).await;
         bwrap();
     }
     if chosen("pool") {
@@ -98,11 +99,12 @@ async fn measure() {
     }
 }
 
-async fn cold(home: &TempDir) {
+async fn cold(home: &TempDir, egress: bool) {
     let (mut ready, mut exec_first, mut bash_first, mut end) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..420 {
         let began = Instant::now();
-        let sandbox = create(home).await;
+        let spec = Spec { egress, ..spec(home) };
+        let sandbox = Native::new(Options::default()).create(spec).await.unwrap();
         let up = began.elapsed();
         // The first output, by a command or by the shell in turn.
         let first = if round % 2 == 0 {
@@ -122,8 +124,9 @@ async fn cold(home: &TempDir) {
             end.push(ending.elapsed());
         }
     }
-    say("cold: create", ready);
-    say("cold: create, first output", exec_first);
+    let with = if egress { " (egress)" } else { "" };
+    say(&format!("cold: create{with}"), ready);
+    say(&format!("cold: create, first output{with}"), exec_first);
     say("cold: create, first bash", bash_first);
     say("destroy", end);
 }

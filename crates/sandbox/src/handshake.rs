@@ -41,7 +41,7 @@ pub(crate) async fn greet(reader: &mut Source, writer: &mut Sink, frames: &(Setu
         writer.flush().await.map_err(|_| Error::Ended)?;
         loop {
             match ready(reader).await? {
-                Ready::Built { .. } => {}
+                Ready::Led | Ready::Built { .. } => {}
                 Ready::Up { landlock_abi, seccomp, filtered, notes } => {
                     return Ok(Up { landlock_abi, seccomp, filtered, notes });
                 }

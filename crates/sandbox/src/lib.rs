@@ -28,6 +28,7 @@ pub use docker::{Docker, DockerOptions};
 pub use error::Error;
 pub use native::{Native, Options};
 pub use oci::{Oci, OciOptions};
+pub use palisade_cell::egress::{CAUGHT, PROXY, RESOLVER, Sockets};
 pub use palisade_cell::{End, Process, Size, archive};
 pub use pool::PoolOptions;
 pub use probe::{Probe, probe, probe_place};
@@ -36,7 +37,7 @@ pub use registry::{DRIVERS, DriverOptions, driver};
 pub use sandbox::{
     CommandUsage, Connection, Exec, ExecRequest, ExitStatus, Input, Output, Sandbox, ToolCall, ToolOutput, ToolUsage,
 };
-pub use spec::{Capabilities, Facility, Limits, MemoryMount, Report, Rootfs, Spec, Status, Usage, Workspace};
+pub use spec::{Capabilities, Facility, Given, Limits, MemoryMount, Report, Rootfs, Spec, Status, Usage, Workspace};
 
 use async_trait::async_trait;
 

@@ -67,6 +67,7 @@ impl Driver for Bare {
     async fn create(&self, spec: Spec) -> Result<Sandbox, Error> {
         let began = Instant::now();
         native::check(&spec)?;
+        native::without_egress(&spec, self.name())?;
         let mut report = Report { notes: vec![LOUD.to_owned()], ..Report::default() };
         for facility in Facility::ALL {
             report.facilities.insert(facility, Status::Unavailable("the process driver isolates nothing".to_owned()));

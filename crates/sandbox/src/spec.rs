@@ -16,6 +16,10 @@ pub struct Spec {
     pub outputs: PathBuf,
     /// Directories of the host that appear below `/mnt/memory`.
     pub memory: Vec<MemoryMount>,
+    /// Files and directories of the host that can be read inside.
+    pub given: Vec<Given>,
+    /// Whether the network leads to sockets that the caller takes with [`crate::Sandbox::network`]. Else it leads nowhere.
+    pub egress: bool,
     /// What the rest of the file system is.
     pub rootfs: Rootfs,
     /// What may be used.
@@ -37,6 +41,8 @@ impl Spec {
             workspace: workspace.into(),
             outputs: outputs.into(),
             memory: Vec::new(),
+            given: Vec::new(),
+            egress: false,
             rootfs: Rootfs::Host,
             limits: Limits::default(),
             gpus: Vec::new(),
@@ -88,6 +94,17 @@ pub struct MemoryMount {
     pub name: String,
     /// Whether it must not be written.
     pub read_only: bool,
+}
+
+/// Something of the host that is shown inside, to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// A file or a directory of the host.
+    pub host: PathBuf,
+    /// Where it is inside: below `/run`, or in the place of something that is there.
+    pub target: String,
+    /// Whether it is left out where there is nothing in that place.
+    pub over: bool,
 }
 
 /// What the file system is, apart from the places that may be written. Always read-only.
@@ -295,6 +312,8 @@ pub struct Capabilities {
     pub user_namespaces: bool,
     /// Keeps the network out.
     pub network_isolation: bool,
+    /// Can lead the network to sockets of the caller's.
+    pub egress: bool,
     /// Limits memory, processes and processor time.
     pub resource_limits: bool,
 }

@@ -10,7 +10,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
-use palisade_cell::{BIRTH, BIRTH_IN_GROUP, BIRTH_WITH_GROUPS, Nursery, Ready, VERSION, write_frame};
+use palisade_cell::egress::{self, Sockets};
+use palisade_cell::{BIRTH, BIRTH_IN_GROUP, BIRTH_WITH_GROUPS, Nursery, Ready, VERSION, encode, write_frame};
 
 use crate::sys::{self, check, prctl};
 use crate::walls::{self, Failed, Step, network};
@@ -31,13 +32,14 @@ pub(crate) fn run() -> Result<File, ExitCode> {
         tell(&socket, walls::template(root, descriptors))?;
     }
     write_frame(&mut &socket, &Ready::Built { notes: Vec::new() }, &[]).map_err(|_| ExitCode::FAILURE)?;
+    let egress = wanted.egress;
     drop(wanted);
     let thread = thread_id();
-    let mut ahead = false;
+    let mut ahead = None;
     loop {
         // While nobody waits: the network takes longer to make than all else of a cell together. A cell that is born in it
         // has no power over it, as it belongs to the nursery's user namespace.
-        ahead = ahead || unshare();
+        ahead = ahead.or_else(|| unshare(egress));
         let (mut asked, mut descriptors) = ([0], Vec::new());
         match sys::receive(socket.as_raw_fd(), &mut asked, &mut descriptors) {
             Ok(1) => {}
@@ -51,19 +53,23 @@ pub(crate) fn run() -> Result<File, ExitCode> {
             return Err(ExitCode::from(SENSELESS));
         };
         let group = descriptors.next().filter(|_| asked & BIRTH_IN_GROUP != 0);
-        let (answer, pidfd) = match clone(group.as_ref(), thread, ahead) {
+        let (answer, pidfd) = match clone(group.as_ref(), thread, ahead.is_some()) {
             Ok(Some((pid, pidfd))) => {
-                ahead = false;
-                (pid, Some(pidfd))
+                // The first that is heard of the cell, which does not say anything yet. Whoever does not listen is gone.
+                if let Some(Ahead(Some(sockets))) = ahead.take() {
+                    let _ = hand_out(&own, sockets);
+                }
+                (pid, vec![pidfd])
             }
-            Err(why) => (-why.raw_os_error().unwrap_or(libc::EIO), None),
+            Err(why) => (-why.raw_os_error().unwrap_or(libc::EIO), Vec::new()),
             Ok(None) => {
                 // From here on nothing of the nursery is open here.
-                std::mem::forget((socket, group));
-                return born(own, asked & BIRTH_WITH_GROUPS != 0, ahead);
+                let network = if ahead.is_some() { Network::There } else { Network::Missing { egress } };
+                std::mem::forget((socket, group, ahead));
+                return born(own, asked & BIRTH_WITH_GROUPS != 0, network);
             }
         };
-        if sys::send(&socket, &answer.to_le_bytes(), pidfd.as_ref()).is_err() {
+        if sys::send(&socket, &answer.to_le_bytes(), &pidfd).is_err() {
             return Err(ExitCode::SUCCESS);
         }
     }
@@ -99,10 +105,31 @@ fn thread_id() -> u64 {
 /// Namespaces that a cell can be born in rather than make.
 const AHEAD: libc::c_int = libc::CLONE_NEWNET | libc::CLONE_NEWIPC;
 
+/// The namespaces that the next cell will have are made, and where its network leads to, if anywhere.
+struct Ahead(Option<Sockets>);
+
+/// What a new cell knows of its network.
+enum Network {
+    /// It was made before.
+    There,
+    /// It is the cell's to make.
+    Missing { egress: bool },
+}
+
 /// Moves this process into the namespaces that the next cell will have. Without root it cannot, and the cell makes them.
-fn unshare() -> bool {
+fn unshare(egress: bool) -> Option<Ahead> {
     // SAFETY: no pointers.
-    unsafe { libc::geteuid() == 0 && libc::unshare(AHEAD) == 0 && network::loopback().is_ok() }
+    let alone = unsafe { libc::geteuid() == 0 && libc::unshare(AHEAD) == 0 };
+    if !alone || network::loopback().is_err() {
+        return None;
+    }
+    // What fails here fails again in the cell, which says so.
+    if egress { egress::lead().ok().map(|sockets| Ahead(Some(sockets))) } else { Some(Ahead(None)) }
+}
+
+/// Gives the worker the sockets to which a cell's network leads; nobody else keeps them.
+fn hand_out(to: &impl AsRawFd, sockets: Sockets) -> io::Result<()> {
+    sys::send(to, &encode(&Ready::Led, &[])?, &sockets.into_array())
 }
 
 /// Makes a copy of this process in new namespaces, as a child of the worker. None in the copy.
@@ -146,16 +173,25 @@ fn clone(group: Option<&OwnedFd>, thread: u64, ahead: bool) -> io::Result<Option
 }
 
 /// The cell's first moments: it lets go of all that was the nursery's, and becomes its user once that is mapped.
-fn born(own: OwnedFd, groups: bool, ahead: bool) -> Result<File, ExitCode> {
+fn born(own: OwnedFd, groups: bool, network: Network) -> Result<File, ExitCode> {
     // The parent says when the user is mapped; if it dies first, so does this.
     if take_over(own).is_err() {
         return Err(ExitCode::from(SENSELESS));
     }
     // SAFETY: the descriptor was just put there and belongs to nobody else.
     let mut socket = unsafe { File::from_raw_fd(SOCKET) };
-    if !ahead {
+    if let Network::Missing { egress } = network {
         let up = network::loopback().step("loopback", "lo");
         tell(&socket, up)?;
+        if egress {
+            let led = egress::lead().map_err(|failed| Failed {
+                step: "egress network",
+                detail: failed.step.to_owned(),
+                cause: failed.cause,
+            });
+            let sockets = tell(&socket, led)?;
+            hand_out(&socket, sockets).map_err(|_| ExitCode::FAILURE)?;
+        }
     }
     let mut word = [0];
     if io::Read::read_exact(&mut socket, &mut word).is_err() {

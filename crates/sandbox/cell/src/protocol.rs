@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Raised with every change of a frame; both ends are built together, so they must be equal.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// The argument of a cell that is not born in a nursery: it speaks through standard input and output, as a container runtime
 /// passes nothing else on.
 pub const STDIO: &str = "stdio";
@@ -45,6 +45,9 @@ pub struct Nursery {
     pub version: u32,
     /// What all cells of this nursery find built when they are born; without it they see the host, and build their own.
     pub root: Option<Root>,
+    /// Whether its cells have a network that leads to sockets: see [`crate::egress`]. Before anything else that is heard of
+    /// such a cell comes [`Ready::Led`].
+    pub egress: bool,
 }
 
 /// What a nursery is asked: one byte, with the cell's socket and, if it says so, the control group that it is born in. The
@@ -134,6 +137,8 @@ pub struct Bind {
     pub directory: bool,
     /// Whether it is left out when the source is missing.
     pub optional: bool,
+    /// Whether it is left out when there is nothing at its target that it would cover.
+    pub over: bool,
     /// Whether device nodes on it work.
     pub devices: bool,
 }
@@ -163,6 +168,8 @@ pub enum Source {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ready {
+    /// The network leads to the sockets that come with this, in the order of [`crate::egress::Sockets::from_array`].
+    Led,
     /// The walls are there: the answer to [`Setup`].
     Built {
         /// What could not be done and was not required.

@@ -109,24 +109,35 @@ pub(crate) fn refuse_process_files(file: &impl AsRawFd) -> io::Result<()> {
     if stat.f_type == libc::PROC_SUPER_MAGIC { Err(io::Error::from_raw_os_error(libc::EACCES)) } else { Ok(()) }
 }
 
-/// Sends one byte string, with a descriptor if there is one.
-pub(crate) fn send(socket: &impl AsRawFd, bytes: &[u8], descriptor: Option<&OwnedFd>) -> io::Result<()> {
-    let mut control = [0u64; 4];
+/// The most descriptors that are sent at once.
+const DESCRIPTORS: usize = 8;
+
+/// Sends one byte string, with descriptors if there are any.
+pub(crate) fn send(socket: &impl AsRawFd, bytes: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
+    if descriptors.len() > DESCRIPTORS {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // Room for the message's own header, and the descriptors.
+    let mut control = [0u64; 4 + DESCRIPTORS / 2];
     let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: a message header of zeros is valid; its pointers are set to buffers that live through the call.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut iov;
     header.msg_iovlen = 1;
-    if let Some(descriptor) = descriptor {
+    if !descriptors.is_empty() {
         header.msg_control = control.as_mut_ptr().cast();
-        // SAFETY: the control buffer is aligned and has room for one message with one descriptor.
+        let length = size_of::<RawFd>() * descriptors.len();
+        // SAFETY: the control buffer is aligned and has room for one message with as many descriptors as there may be.
         unsafe {
-            header.msg_controllen = libc::CMSG_SPACE(size_of::<RawFd>() as libc::c_uint) as _;
+            header.msg_controllen = libc::CMSG_SPACE(length as libc::c_uint) as _;
             let message = libc::CMSG_FIRSTHDR(&raw const header);
             (*message).cmsg_level = libc::SOL_SOCKET;
             (*message).cmsg_type = libc::SCM_RIGHTS;
-            (*message).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as libc::c_uint) as _;
-            libc::CMSG_DATA(message).cast::<RawFd>().write_unaligned(descriptor.as_raw_fd());
+            (*message).cmsg_len = libc::CMSG_LEN(length as libc::c_uint) as _;
+            let data = libc::CMSG_DATA(message).cast::<RawFd>();
+            for (index, descriptor) in descriptors.iter().enumerate() {
+                data.add(index).write_unaligned(descriptor.as_raw_fd());
+            }
         }
     }
     // SAFETY: the header and everything it points to live through the call.

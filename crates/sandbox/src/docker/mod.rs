@@ -78,6 +78,7 @@ impl Docker {
     async fn start(&self, spec: Spec) -> Result<Sandbox, Error> {
         let began = Instant::now();
         native::check(&spec)?;
+        native::without_egress(&spec, self.name())?;
         if spec.rootfs != Rootfs::Host {
             let why = "the docker driver's root file system is its image; give that to the driver".to_owned();
             return Err(Error::Spec(why));

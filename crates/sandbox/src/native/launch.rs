@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
+use palisade_cell::egress::Sockets;
 use palisade_cell::{Ready, check_length, decode, encode, read_frame};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::AsyncReadExt;
@@ -37,6 +38,7 @@ pub(super) struct Waiting {
     stream: UnixStream,
     notes: Vec<String>,
     nursery: Arc<Nursery>,
+    network: Option<Sockets>,
     sources: Vec<Seen>,
 }
 
@@ -46,18 +48,19 @@ pub(super) struct Live {
     pub(super) stream: tokio::net::UnixStream,
     pub(super) notes: Vec<String>,
     pub(super) landlock_abi: i32,
+    pub(super) network: Option<Sockets>,
 }
 
 /// Makes a sandbox that waits. Blocks.
 pub(super) fn make(base: &Base) -> Result<Waiting, Error> {
     // Looked at before they are used: a change in between is seen.
     let sources = base.sources();
-    let (process, mut stream, nursery) = start(base)?;
+    let Started { process, mut stream, nursery, network } = start(base)?;
     let notes = match answer(&mut stream)? {
         Ready::Built { notes } => notes,
         other => return Err(failed(other)),
     };
-    Ok(Waiting { process, stream, notes, nursery, sources })
+    Ok(Waiting { process, stream, notes, nursery, network, sources })
 }
 
 impl Waiting {
@@ -73,13 +76,14 @@ impl Waiting {
         let mut stream = tokio::net::UnixStream::from_std(self.stream).map_err(Error::Socket)?;
         let answered = tokio::time::timeout(START, next_frame(&mut stream)).await;
         let frame = answered.map_err(|_| Error::Timeout(START.as_secs()))?.map_err(wrong)?;
-        up(self.process, stream, self.notes, decode(&frame).map_err(Error::Protocol)?.0)
+        let answer = decode(&frame).map_err(Error::Protocol)?.0;
+        up(self.process, stream, self.notes, self.network, answer)
     }
 }
 
 /// Makes a sandbox for a session, for which all is prepared. Blocks.
 pub(super) fn make_for(base: &Base, spec: &Spec) -> Result<Live, Error> {
-    let (process, mut stream, _) = start(base)?;
+    let Started { process, mut stream, network, .. } = start(base)?;
     // Both frames are on their way before the first is answered.
     hand_over(&process, &mut stream, spec)?;
     let notes = match answer(&mut stream)? {
@@ -88,12 +92,18 @@ pub(super) fn make_for(base: &Base, spec: &Spec) -> Result<Live, Error> {
     };
     let answer = answer(&mut stream)?;
     stream.set_nonblocking(true).map_err(Error::Socket)?;
-    up(process, tokio::net::UnixStream::from_std(stream).map_err(Error::Socket)?, notes, answer)
+    up(process, tokio::net::UnixStream::from_std(stream).map_err(Error::Socket)?, notes, network, answer)
 }
 
-fn up(process: Process, stream: tokio::net::UnixStream, notes: Vec<String>, answer: Ready) -> Result<Live, Error> {
+fn up(
+    process: Process,
+    stream: tokio::net::UnixStream,
+    notes: Vec<String>,
+    network: Option<Sockets>,
+    answer: Ready,
+) -> Result<Live, Error> {
     match answer {
-        Ready::Up { landlock_abi, .. } => Ok(Live { process, stream, notes, landlock_abi }),
+        Ready::Up { landlock_abi, .. } => Ok(Live { process, stream, notes, landlock_abi, network }),
         other => Err(failed(other)),
     }
 }
@@ -112,7 +122,7 @@ async fn next_frame(stream: &mut tokio::net::UnixStream) -> io::Result<Vec<u8>> 
     Ok(frame)
 }
 
-fn wrong(why: io::Error) -> Error {
+pub(super) fn wrong(why: io::Error) -> Error {
     match why.kind() {
         io::ErrorKind::WouldBlock => Error::Timeout(START.as_secs()),
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => Error::Ended,
@@ -126,11 +136,19 @@ pub(crate) fn failed(answer: Ready) -> Error {
         Ready::Failed { step, errno, detail } => {
             Error::Build { step, detail, cause: io::Error::from_raw_os_error(errno) }
         }
-        Ready::Built { .. } | Ready::Up { .. } => Error::Protocol(io::ErrorKind::InvalidData.into()),
+        Ready::Led | Ready::Built { .. } | Ready::Up { .. } => Error::Protocol(io::ErrorKind::InvalidData.into()),
     }
 }
 
-fn start(base: &Base) -> Result<(Process, UnixStream, Arc<Nursery>), Error> {
+/// A process that builds its walls.
+struct Started {
+    process: Process,
+    stream: UnixStream,
+    nursery: Arc<Nursery>,
+    network: Option<Sockets>,
+}
+
+fn start(base: &Base) -> Result<Started, Error> {
     let identity = Identity::take()?;
     let mut cgroups = Cgroups::birthplace()?;
     let born = cgroups.is_born();
@@ -152,13 +170,14 @@ fn start(base: &Base) -> Result<(Process, UnixStream, Arc<Nursery>), Error> {
         None
     } else {
         sources = process.sources()?;
-        Some(root::plan(&base.rootfs, &base.gpus, &mut sources)?)
+        Some(root::plan(&base.rootfs, &base.gpus, base.egress, &mut sources)?)
     };
     let frame = encode(&setup(base, root), seccomp::base()).map_err(Error::Protocol)?;
     send(&mut stream, &frame, &sources.descriptors).map_err(Error::Socket)?;
     // While the cell builds its walls.
     process.cgroups()?.add(pid, born)?;
-    Ok((process, stream, nursery))
+    let network = nursery.egress.then(|| nursery::led(&mut stream)).transpose()?;
+    Ok(Started { process, stream, nursery, network })
 }
 
 struct Born {

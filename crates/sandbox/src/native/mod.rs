@@ -20,7 +20,7 @@ use palisade_cell::{Claim, Place, Root, Setup, VERSION, encode};
 
 use crate::disk::Disks;
 use crate::{
-    Capabilities, Driver, Error, Facility, Limits, PoolOptions, Report, Rootfs, Sandbox, Spec, Status, Workspace,
+    Capabilities, Driver, Error, Facility, Given, Limits, PoolOptions, Report, Rootfs, Sandbox, Spec, Status, Workspace,
 };
 use stock::{Stock, Taken};
 
@@ -34,6 +34,17 @@ pub(crate) use root::{host, names, own_directory};
 /// Whether the cell's program can be prepared.
 pub(crate) fn program() -> io::Result<()> {
     cell().map(drop)
+}
+
+/// Whether a sandbox's network can be led to sockets: makes one that waits, and ends it. Blocks.
+pub(crate) fn egress() -> Result<(), Error> {
+    let base = Base {
+        rootfs: Rootfs::Host,
+        limits: Limits { pids: None, ..Limits::default() },
+        gpus: Vec::new(),
+        egress: true,
+    };
+    launch::make(&base).map(drop)
 }
 
 /// The Landlock ABI of this kernel; zero without Landlock.
@@ -99,6 +110,7 @@ impl Driver for Native {
             gpu: true,
             user_namespaces: true,
             network_isolation: true,
+            egress: true,
             resource_limits: true,
             ..Capabilities::default()
         }
@@ -137,7 +149,8 @@ impl Driver for Native {
             report.facilities.insert(Facility::PidLimit, status);
         }
         report.demand(&spec.require, self.name())?;
-        Ok(Sandbox::new(disks.around(Box::new(process)), Box::new(reader), Box::new(writer), report))
+        let body = disks.around(Box::new(process));
+        Ok(Sandbox::new(body, Box::new(reader), Box::new(writer), report).leading_to(live.network))
     }
 }
 
@@ -176,6 +189,13 @@ pub(crate) fn check(spec: &Spec) -> Result<(), Error> {
         Rootfs::Directory(path) => directory(path)?,
         Rootfs::Layers(layers) => layers.iter().try_for_each(|path| directory(path))?,
     }
+    for given in &spec.given {
+        let plain = given.target.starts_with('/') && !given.target.split('/').any(|part| part == "..");
+        if !plain || !given.host.is_absolute() {
+            let Given { host, target, .. } = given;
+            return Err(Error::Spec(format!("given {} at {target:?}: both paths must be absolute", host.display())));
+        }
+    }
     for gpu in &spec.gpus {
         let known =
             ["nvidia", "dri/renderD", "dri/card", "kfd", "accel/accel"].iter().any(|kind| gpu.starts_with(kind));
@@ -188,6 +208,15 @@ pub(crate) fn check(spec: &Spec) -> Result<(), Error> {
         if !there {
             return Err(Error::Spec(format!("gpu {gpu:?}: there is no /dev/{gpu} on this machine")));
         }
+    }
+    Ok(())
+}
+
+/// Refuses what only this driver can do.
+pub(crate) fn without_egress(spec: &Spec, driver: &str) -> Result<(), Error> {
+    if spec.egress || !spec.given.is_empty() {
+        let why = format!("the {driver} driver leads no network to the egress service; use native, or no egress");
+        return Err(Error::Spec(why));
     }
     Ok(())
 }
@@ -239,11 +268,13 @@ struct Base {
     rootfs: Rootfs,
     limits: Limits,
     gpus: Vec<String>,
+    egress: bool,
 }
 
 impl Base {
     fn of(spec: &Spec) -> Base {
-        Base { rootfs: spec.rootfs.clone(), limits: spec.limits.clone(), gpus: spec.gpus.clone() }
+        let Spec { rootfs, limits, gpus, egress, .. } = spec;
+        Base { rootfs: rootfs.clone(), limits: limits.clone(), gpus: gpus.clone(), egress: *egress }
     }
 
     /// The directories that it is made of.

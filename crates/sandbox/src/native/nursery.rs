@@ -15,7 +15,10 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use palisade_cell::{BIRTH, BIRTH_IN_GROUP, BIRTH_WITH_GROUPS, Nursery as Frame, Ready, Root, VERSION, encode};
+use palisade_cell::egress::Sockets;
+use palisade_cell::{
+    BIRTH, BIRTH_IN_GROUP, BIRTH_WITH_GROUPS, Nursery as Frame, Ready, Root, VERSION, check_length, decode, encode,
+};
 use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -31,6 +34,8 @@ use crate::{Error, Rootfs};
 pub(super) struct Nursery {
     /// Whether its cells have their root already.
     pub(super) has_root: bool,
+    /// Whether the first thing that is heard of its cells is where their network leads to.
+    pub(super) egress: bool,
     /// One birth at a time. Gone once an answer was missed: the next one could be another's.
     line: Mutex<Option<UnixStream>>,
     process: Mutex<std::process::Child>,
@@ -41,23 +46,24 @@ pub(super) struct Nursery {
 /// A directory, and what tells of a change: of its entries, or of the directory that has this name.
 pub(super) type Seen = (PathBuf, Option<[u64; 4]>);
 
-/// Those that there are, by whether they have a root.
-static KNOWN: Mutex<BTreeMap<bool, Arc<Nursery>>> = Mutex::new(BTreeMap::new());
+/// Those that there are, by whether they have a root and a network that leads somewhere.
+static KNOWN: Mutex<BTreeMap<[bool; 2], Arc<Nursery>>> = Mutex::new(BTreeMap::new());
 
 /// The nursery for sandboxes of this kind; another one than `dead`, which turned out to have ended.
 pub(super) fn of(base: &Base, dead: Option<&Arc<Nursery>>) -> Result<Arc<Nursery>, Error> {
     let has_root = identity::is_root() && base.rootfs == Rootfs::Host && base.gpus.is_empty();
+    let kind = [has_root, base.egress];
     let mut known = lock(&KNOWN);
-    if let Some(nursery) = known.get(&has_root)
+    if let Some(nursery) = known.get(&kind)
         && dead.is_none_or(|dead| !Arc::ptr_eq(dead, nursery))
         && nursery.is_fresh()
     {
         return Ok(nursery.clone());
     }
     // What was born in the old one is not affected by its end.
-    known.remove(&has_root);
-    let nursery = Arc::new(Nursery::start(has_root)?);
-    known.insert(has_root, nursery.clone());
+    known.remove(&kind);
+    let nursery = Arc::new(Nursery::start(kind)?);
+    known.insert(kind, nursery.clone());
     Ok(nursery)
 }
 
@@ -85,11 +91,11 @@ fn parent() -> &'static SyncSender<Job> {
 }
 
 impl Nursery {
-    fn start(has_root: bool) -> Result<Nursery, Error> {
+    fn start([has_root, egress]: [bool; 2]) -> Result<Nursery, Error> {
         let program = program::cell().map_err(Error::Program)?;
         let root = if has_root {
             // Everything in it is a path that root can reach.
-            Some(root::plan(&Rootfs::Host, &[], &mut Sources::new(None))?)
+            Some(root::plan(&Rootfs::Host, &[], egress, &mut Sources::new(None))?)
         } else {
             None
         };
@@ -107,7 +113,7 @@ impl Nursery {
         let job: Job = Box::new(move || _ = answer.send(command.spawn()));
         parent().send(job).map_err(|_| Error::Ended)?;
         let process = made.recv().map_err(|_| Error::Ended)?.map_err(Error::Program)?;
-        let nursery = Nursery { has_root, line: Mutex::new(Some(ours)), process: Mutex::new(process), seen };
+        let nursery = Nursery { has_root, egress, line: Mutex::new(Some(ours)), process: Mutex::new(process), seen };
         nursery.come_up(root)?;
         Ok(nursery)
     }
@@ -116,7 +122,7 @@ impl Nursery {
         let mut line = lock(&self.line);
         let line = line.as_mut().ok_or(Error::Ended)?;
         line.set_read_timeout(Some(START)).map_err(Error::Socket)?;
-        let frame = encode(&Frame { version: VERSION, root }, &[]).map_err(Error::Protocol)?;
+        let frame = encode(&Frame { version: VERSION, root, egress: self.egress }, &[]).map_err(Error::Protocol)?;
         line.write_all(&frame).map_err(Error::Socket)?;
         match launch::answer(line)? {
             Ready::Built { .. } => Ok(()),
@@ -229,6 +235,32 @@ pub(super) fn send(
     Ok(retry_on_intr(|| sendmsg(stream, &[io::IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL))?)
 }
 
+/// Where a new cell's network leads to: the first that is heard of it.
+pub(super) fn led(stream: &mut UnixStream) -> Result<Sockets, Error> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(Sockets::COUNT))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut length = [0; 4];
+    let parts = &mut [io::IoSliceMut::new(&mut length)];
+    // A stream that was never read has all four bytes or none.
+    let read = retry_on_intr(|| recvmsg(&*stream, parts, &mut control, RecvFlags::CMSG_CLOEXEC))
+        .map_err(|why| launch::wrong(why.into()))?;
+    if read.bytes != length.len() {
+        return Err(Error::Ended);
+    }
+    let mut sockets = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            sockets.extend(descriptors);
+        }
+    }
+    let mut frame = vec![0; check_length(length).map_err(Error::Protocol)?];
+    io::Read::read_exact(stream, &mut frame).map_err(launch::wrong)?;
+    match (decode(&frame).map_err(Error::Protocol)?.0, sockets.try_into()) {
+        (Ready::Led, Ok(sockets)) => Ok(Sockets::from_array(sockets)),
+        (other, _) => Err(launch::failed(other)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -246,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_cell_that_is_told_nonsense_ends() {
-        let nursery = Nursery::start(false).unwrap();
+        let nursery = Nursery::start([false; 2]).unwrap();
         let version = format!(r#"{{"version":{VERSION}}}"#);
         for bytes in [
             b"".to_vec(),
@@ -259,7 +291,7 @@ mod tests {
             frame(r#"{"version":1}"#),
             frame(&version),
             // Another kind of frame.
-            encode(&Frame { version: VERSION, root: None }, &[]).unwrap(),
+            encode(&Frame { version: VERSION, root: None, egress: false }, &[]).unwrap(),
         ] {
             let identity = Identity::take().unwrap();
             let (mut ours, theirs) = UnixStream::pair().unwrap();

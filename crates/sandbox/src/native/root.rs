@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2};
 
 use super::identity::{self, INSIDE, give};
 use super::idmap::Idmap;
-use crate::{Error, Rootfs, Spec, Workspace};
+use crate::{Error, Given, Rootfs, Spec, Workspace};
 
 /// Where mounts come from: with root they are made here, as the sandbox's user need not be able to walk to them; without it
 /// the cell makes them from paths.
@@ -37,12 +37,15 @@ impl<'a> Sources<'a> {
 struct Plan(Root);
 
 /// Says what a sandbox's root is made of.
-pub(super) fn plan(rootfs: &Rootfs, gpus: &[String], sources: &mut Sources<'_>) -> Result<Root, Error> {
+pub(super) fn plan(rootfs: &Rootfs, gpus: &[String], egress: bool, sources: &mut Sources<'_>) -> Result<Root, Error> {
     let mut plan = Plan::default();
     match rootfs {
         Rootfs::Host => plan.host()?,
         Rootfs::Directory(path) => plan.layers(std::slice::from_ref(path), sources)?,
         Rootfs::Layers(layers) => plan.layers(layers, sources)?,
+    }
+    if egress {
+        plan.0.files.push(("/etc/resolv.conf".to_owned(), RESOLVER.to_owned()));
     }
     for name in DEVICES {
         plan.device(name, *name == "tty");
@@ -99,6 +102,7 @@ impl Plan {
             writable: true,
             directory: false,
             optional,
+            over: false,
             devices: true,
         });
     }
@@ -127,6 +131,7 @@ impl Plan {
                 writable: false,
                 directory: meta.is_dir(),
                 optional: true,
+                over: false,
                 devices: false,
             });
         }
@@ -137,7 +142,7 @@ impl Plan {
             ),
             ("/etc/group", "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"),
             ("/etc/hosts", HOSTS),
-            ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),
+            ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
             ("/etc/hostname", "sandbox\n"),
         ];
         self.0.files.extend(files.map(|(name, content)| (name.to_owned(), content.to_owned())));
@@ -207,6 +212,12 @@ impl Session {
             let source = sources.add(host, writable)?;
             session.binds.push(bind(source, &at, writable));
         }
+        for Given { host, target, over } in &spec.given {
+            let wrong = |cause| Error::Directory { path: host.clone(), cause };
+            let directory = fs::symlink_metadata(host).map_err(wrong)?.is_dir();
+            let source = sources.add(host, false)?;
+            session.binds.push(Bind { directory, over: *over, ..bind(source, target, false) });
+        }
         Ok(session)
     }
 }
@@ -257,10 +268,12 @@ pub(super) fn prepare(spec: &Spec) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whatever resolver is named here, the one that is asked is the egress service's.
+const RESOLVER: &str = "nameserver 127.0.0.1\noptions timeout:5 attempts:1\n";
 const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n";
 
 fn bind(source: Source, target: &str, writable: bool) -> Bind {
-    Bind { source, target: target.to_owned(), writable, directory: true, optional: false, devices: false }
+    Bind { source, target: target.to_owned(), writable, directory: true, optional: false, over: false, devices: false }
 }
 
 /// Makes a directory that the user inside can write, if it is not there.

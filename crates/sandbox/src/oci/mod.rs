@@ -86,6 +86,7 @@ impl Oci {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let began = Instant::now();
         native::check(&spec)?;
+        native::without_egress(&spec, self.name())?;
         if !spec.gpus.is_empty() {
             return Err(Error::Spec("the oci driver passes no GPU on".to_owned()));
         }

@@ -125,5 +125,13 @@ pub fn probe() -> Vec<Probe> {
         detail: sealed.map_or_else(|why| why.to_string(), |()| "available".to_owned()),
         fix: Some("set the sysctl vm.memfd_noexec to 0 or 1"),
     });
+    let egress = native::egress();
+    probes.push(Probe {
+        facility: "egress network",
+        available: egress.is_ok(),
+        required: false,
+        detail: egress.map_or_else(|why| why.to_string(), |()| "connections can be led to the egress service".to_owned()),
+        fix: Some("use a kernel with nf_tables, its NAT, reject and log expressions, and conntrack (CONFIG_NF_TABLES_INET, NFT_REDIR, NFT_REJECT, NFT_LOG, NF_NAT), or load them"),
+    });
     probes
 }

@@ -4,10 +4,11 @@ mod exec;
 mod link;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use palisade_cell::egress::Sockets;
 use palisade_cell::{Process, Request, Wanted};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -86,6 +87,7 @@ pub struct Sandbox {
     body: RwLock<Option<Box<dyn Body>>>,
     pid: Option<i32>,
     report: Report,
+    network: Mutex<Option<Sockets>>,
 }
 
 impl fmt::Debug for Sandbox {
@@ -117,7 +119,25 @@ impl Sandbox {
             })
         };
         let pid = body.pid();
-        Sandbox { link, tasks: [listener, canceller], body: RwLock::new(Some(body)), pid, report }
+        Sandbox {
+            link,
+            tasks: [listener, canceller],
+            body: RwLock::new(Some(body)),
+            pid,
+            report,
+            network: Mutex::default(),
+        }
+    }
+
+    /// The same, with where its network leads to.
+    pub(crate) fn leading_to(mut self, network: Option<Sockets>) -> Sandbox {
+        self.network = Mutex::new(network);
+        self
+    }
+
+    /// Where its network leads to, for a spec with [`egress`](crate::Spec::egress); once.
+    pub fn network(&self) -> Option<Sockets> {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// What keeps it in.

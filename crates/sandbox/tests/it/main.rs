@@ -6,6 +6,7 @@ mod calls;
 mod copy;
 mod disk;
 mod drivers;
+mod egress;
 mod exec;
 mod heavy;
 mod hostile;

@@ -193,6 +193,7 @@ fn attach(root: &str, bind: &Bind, source: &OwnedFd) -> io::Result<()> {
     let target = format!("{root}{}", bind.target);
     let at = sys::path(&target)?;
     match sys::move_mount(source, &at) {
+        Err(why) if why.raw_os_error() == Some(libc::ENOENT) && bind.over => return Ok(()),
         Err(why) if why.raw_os_error() == Some(libc::ENOENT) => {}
         done => return done,
     }

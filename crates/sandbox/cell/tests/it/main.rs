@@ -4,4 +4,5 @@
 
 mod archive;
 mod chance;
+mod egress;
 mod protocol;

@@ -18,6 +18,7 @@ fn frames() -> Vec<Vec<u8>> {
         writable: true,
         directory: true,
         optional: false,
+        over: false,
         devices: false,
     };
     let root = Root { layers: vec![Source::Descriptor(1)], binds: vec![bind], ..Root::default() };
@@ -49,7 +50,7 @@ fn frames() -> Vec<Vec<u8>> {
         timeout_ms: 5,
     };
     vec![
-        encode(&Nursery { version: VERSION, root: Some(root) }, b"").unwrap(),
+        encode(&Nursery { version: VERSION, root: Some(root), egress: true }, b"").unwrap(),
         encode(&setup, b"filter").unwrap(),
         encode(&claim, b"filter").unwrap(),
         encode(&failed, b"").unwrap(),
