@@ -1,0 +1,163 @@
+//! The head file: how far the chain went, so that a missing end is seen.
+//!
+//! Two lines of equal length, written in turn, so that one is whole whenever the machine stops. It is written after the records it
+//! speaks of are durable, and can be behind them, never ahead.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use crate::record::{Hash, Seq};
+
+/// The file's name in its directory.
+pub(crate) const NAME: &str = "head";
+
+/// `SEQ HASH CHECK\n`: the number with 20 digits, the hash, and the hash of all that with 64 digits.
+const SLOT: usize = 20 + 1 + 64 + 1 + 64 + 1;
+
+/// How often a file that looks torn is read again: a writer may be at it.
+const READS: usize = 5;
+
+/// What a head file says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Said {
+    /// The last record that was durable.
+    pub(crate) seq: Seq,
+    /// Its hash.
+    pub(crate) hash: Hash,
+    /// Whether one of the two lines is damaged. A machine that stops while a line is written leaves it so.
+    pub(crate) torn: bool,
+}
+
+/// An open head file.
+#[derive(Debug)]
+pub(crate) struct HeadFile {
+    file: File,
+    /// Which line is written next.
+    next: u64,
+}
+
+fn slot(seq: Seq, hash: Hash) -> String {
+    let text = format!("{seq:020} {hash}");
+    let check = Hash::of(text.as_bytes());
+    format!("{text} {check}\n")
+}
+
+fn parse(line: &[u8]) -> Option<(Seq, Hash)> {
+    let text = std::str::from_utf8(line).ok()?;
+    let (seq, hash) = (text.get(..20)?.parse().ok()?, text.get(21..85)?.parse().ok()?);
+    (slot(seq, hash).as_bytes() == line).then_some((seq, hash))
+}
+
+/// Reads a head file; `None` when there is none.
+pub(crate) fn read(dir: &Path) -> io::Result<Option<Result<Said, Damaged>>> {
+    let mut outcome = Err(Damaged);
+    for _ in 0..READS {
+        let bytes = match std::fs::read(dir.join(NAME)) {
+            Ok(bytes) => bytes,
+            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(why) => return Err(why),
+        };
+        outcome = said(&bytes);
+        if outcome.is_ok_and(|said| !said.torn) {
+            break;
+        }
+    }
+    Ok(Some(outcome))
+}
+
+/// No line of a head file is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Damaged;
+
+fn said(bytes: &[u8]) -> Result<Said, Damaged> {
+    if bytes.len() != 2 * SLOT {
+        return Err(Damaged);
+    }
+    let (first, second) = bytes.split_at(SLOT);
+    match (parse(first), parse(second)) {
+        (Some(first), Some(second)) => {
+            let (seq, hash) = first.max(second);
+            Ok(Said { seq, hash, torn: false })
+        }
+        (Some((seq, hash)), None) | (None, Some((seq, hash))) => Ok(Said { seq, hash, torn: true }),
+        (None, None) => Err(Damaged),
+    }
+}
+
+impl HeadFile {
+    /// Makes the file of a chain that has no record: all of it or nothing is there after a crash.
+    pub(crate) fn create(dir: &Path) -> io::Result<()> {
+        let new = dir.join("head.new");
+        let start = slot(0, Hash::NONE);
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all_at(format!("{start}{start}").as_bytes(), 0)?;
+        file.sync_all()?;
+        std::fs::rename(new, dir.join(NAME))
+    }
+
+    /// Opens the file and makes both of its lines whole.
+    pub(crate) fn open(dir: &Path, seq: Seq, hash: Hash) -> io::Result<HeadFile> {
+        let file = OpenOptions::new().write(true).open(dir.join(NAME))?;
+        let mut head = HeadFile { file, next: 0 };
+        // The one that is surely whole is overwritten last: it may be either, so the disk has the first before the second is begun.
+        let said = std::fs::read(dir.join(NAME))?;
+        head.next = u64::from(said.get(..SLOT).and_then(parse).is_some());
+        head.write(seq, hash)?;
+        head.sync()?;
+        head.write(seq, hash)?;
+        head.sync()?;
+        Ok(head)
+    }
+
+    /// Says that the chain has reached a record, which is durable.
+    pub(crate) fn write(&mut self, seq: Seq, hash: Hash) -> io::Result<()> {
+        self.file.write_all_at(slot(seq, hash).as_bytes(), self.next * SLOT as u64)?;
+        self.next ^= 1;
+        Ok(())
+    }
+
+    /// Makes what was said durable.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_whole_line_is_enough_and_the_later_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path()).unwrap(), None);
+        HeadFile::create(dir.path()).unwrap();
+        let mut head = HeadFile::open(dir.path(), 3, Hash::of(b"3")).unwrap();
+        for seq in 4..9 {
+            head.write(seq, Hash::of(&[9])).unwrap();
+            let said = read(dir.path()).unwrap().unwrap().unwrap();
+            assert_eq!((said.seq, said.hash, said.torn), (seq, Hash::of(&[9]), false));
+        }
+        let path = dir.path().join(NAME);
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            let said = said(&bytes).unwrap();
+            assert!(said.torn && (7..=8).contains(&said.seq), "byte {at}: {said:?}");
+        }
+        for length in 0..whole.len() {
+            assert_eq!(said(&whole[..length]), Err(Damaged));
+        }
+        // Opened again, both lines are whole, whichever was torn.
+        for torn in [0, SLOT] {
+            let mut bytes = whole.clone();
+            bytes[torn] = 0;
+            std::fs::write(&path, &bytes).unwrap();
+            HeadFile::open(dir.path(), 9, Hash::NONE).unwrap();
+            assert_eq!(read(dir.path()).unwrap().unwrap(), Ok(Said { seq: 9, hash: Hash::NONE, torn: false }));
+        }
+    }
+}
