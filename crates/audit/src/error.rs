@@ -113,7 +113,7 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
         /// What was found, where.
-        broken: Broken,
+        broken: Box<Broken>,
     },
     /// The trail is signed, and there is no key to sign on with.
     #[error(

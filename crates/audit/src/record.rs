@@ -231,7 +231,6 @@ fn decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
     let mut at = digits.len();
     loop {
         at -= 1;
-        #[expect(clippy::cast_possible_truncation, reason = "a digit fits")]
         let digit = (number % 10) as u8;
         digits[at] = b'0' + digit;
         number /= 10;

@@ -200,7 +200,7 @@ impl PublicKey {
             return Ok(());
         }
         match std::fs::remove_file(&path) {
-            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(failed(why)),
+            Err(why) if why.kind() != io::ErrorKind::NotFound => Err(failed(why)),
             _ => create(&path, self.to_pem().as_bytes()).map_err(failed),
         }
     }

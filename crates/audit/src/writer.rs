@@ -148,7 +148,7 @@ impl Writer {
             other => failed("read it")(io::Error::other(other)),
         })?;
         if let Some(broken) = walk.report.broken {
-            return Err(OpenError::Broken { dir: dir.to_owned(), broken });
+            return Err(OpenError::Broken { dir: dir.to_owned(), broken: Box::new(broken) });
         }
         if !there {
             begin(dir)?;
@@ -355,6 +355,8 @@ impl Writer {
         if outcome.is_err() {
             self.chain = before;
             self.signed = signed;
+            // What was refused should not be found by a reader, or after a crash. If it cannot go now it will before the next write.
+            let _ = self.restore();
             return outcome;
         }
         // Before anybody is told: whoever was told of a record must find its loss out.

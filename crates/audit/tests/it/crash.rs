@@ -68,7 +68,7 @@ fn acknowledged_records_survive_kills_at_any_moment() {
             .unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
         // Some while they start and open, most while they write.
-        let lines = if kill % 10 == 0 { next(4) } else { 5 + next(150) };
+        let lines = if kill % 10 == 0 { next(4) } else { 5 + next(40) };
         let mut told: Vec<String> = out.by_ref().take(usize::try_from(lines).unwrap()).map(Result::unwrap).collect();
         for _ in 0..next(200_000) {
             std::hint::spin_loop();
@@ -98,7 +98,7 @@ fn acknowledged_records_survive_kills_at_any_moment() {
     let audit = dir.path().join("audit");
     let report = verify_with(&audit, &[signer.public_key()]).unwrap();
     assert!(report.intact() && report.segments > 5, "{report:?}");
-    assert!(acknowledged.len() > 1000, "only {} records were acknowledged", acknowledged.len());
+    assert!(acknowledged.len() > 500, "only {} records were acknowledged", acknowledged.len());
     let records: BTreeMap<u64, String> =
         all(&audit).into_iter().map(|record| (record.seq, record.body.get().to_owned())).collect();
     for (seq, body) in &acknowledged {

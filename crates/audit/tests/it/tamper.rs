@@ -10,16 +10,18 @@ use serde_json::json;
 use crate::{all, kinds, options};
 
 /// A closed trail of several segments: names and contents.
-static WHOLE: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
+static WHOLE: LazyLock<Vec<(String, Vec<u8>)>> =
+    // A thread of its own: it is asked for inside and outside of runtimes.
+    LazyLock::new(|| std::thread::spawn(whole).join().unwrap());
+
+#[tokio::main(flavor = "current_thread")]
+async fn whole() -> Vec<(String, Vec<u8>)> {
     let dir = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let trail = Trail::open(dir.path(), Options { segment_bytes: 4096, ..options() }).unwrap();
-        for n in 0..50 {
-            trail.append("egress.request", Some("sesn_1"), json!({ "to": "a.example:443", "n": n })).await.unwrap();
-        }
-        trail.close().await;
-    });
+    let trail = Trail::open(dir.path(), Options { segment_bytes: 4096, ..options() }).unwrap();
+    for n in 0..50 {
+        trail.append("egress.request", Some("sesn_1"), json!({ "to": "a.example:443", "n": n })).await.unwrap();
+    }
+    trail.close().await;
     let mut files: Vec<_> = std::fs::read_dir(dir.path())
         .unwrap()
         .map(|entry| entry.unwrap())
@@ -29,7 +31,7 @@ static WHOLE: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
     files.sort();
     assert!(files.len() >= 5, "some segments and a head");
     files
-});
+}
 
 /// A copy to do things to.
 fn copy() -> tempfile::TempDir {
