@@ -1,1 +1,100 @@
 //! The broker: placeholders out, credentials in.
+//!
+//! A session's sandbox holds placeholders. On a request to a host that a credential names, its placeholder is replaced by the
+//! value; anywhere else a placeholder is refused. Answers are searched for the values that were put in.
+//!
+//! For each intercepted request: [`Broker::inject`] before the trail's entry, then the body by [`BodyPlan`], then
+//! [`Broker::answer`] with the head of the answer, then its body by [`AnswerPlan`]. An error after the head has gone means that
+//! the connection to the upstream is cut: what came last was not forwarded.
+
+mod answer;
+mod certificate;
+mod credential;
+mod decode;
+mod forms;
+mod github_app;
+mod guard;
+mod inject;
+mod misuse;
+mod placeholder;
+mod redact;
+mod replace;
+mod scan;
+mod sigv4;
+mod table;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use answer::{AnswerPlan, Expected, Scan, Seal};
+pub use certificate::ClientCertificate;
+pub use credential::{Credential, Exchange, HostPattern, Hosts, Kind, Places};
+pub use decode::{Coding, Decoder};
+pub use github_app::{Fetch, FetchError, GitHubApp};
+pub use inject::Injection;
+pub use misuse::{BrokerError, Misuse};
+pub use placeholder::{Mint, Shape};
+pub use redact::Redactor;
+pub use replace::{BodyPlan, Replacer, Whole};
+
+use crate::Authority;
+use redact::Known;
+use table::Table;
+
+/// The scheme of an intercepted request, as the broker needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// Over TLS.
+    Https,
+    /// In the clear.
+    Http,
+}
+
+/// The broker of one session.
+pub struct Broker {
+    session: String,
+    table: Arc<Table>,
+    known: Arc<Known>,
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broker").field("session", &self.session).finish_non_exhaustive()
+    }
+}
+
+impl Broker {
+    /// Makes the placeholders of a session. Shapes that depend on values ([`Shape::AsValue`]) are opaque: see
+    /// [`Broker::prepare`].
+    pub fn new(mint: &Mint, session: &str, credentials: Vec<Credential>) -> Result<Broker, BrokerError> {
+        let table = Arc::new(Table::new(mint.clone(), credentials)?);
+        Ok(Broker { session: session.to_owned(), table, known: Arc::new(Known::default()) })
+    }
+
+    /// As [`Broker::new`], after a look at the public prefixes of values. A value that cannot be had now gives an opaque shape.
+    pub async fn prepare(mint: &Mint, session: &str, mut credentials: Vec<Credential>) -> Result<Broker, BrokerError> {
+        for credential in &mut credentials {
+            if credential.kind == Kind::Token(Shape::AsValue)
+                && let Ok(value) = credential.value.value().await
+            {
+                credential.kind = Kind::Token(Shape::of(&value));
+            }
+        }
+        Broker::new(mint, session, credentials)
+    }
+
+    /// The session's environment: variables and their placeholders.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        self.table.environment()
+    }
+
+    /// Whether a credential may be put in there, so that the connection must be intercepted.
+    pub fn names(&self, authority: &Authority) -> bool {
+        self.table.credentials().iter().any(|credential| credential.hosts.matches(authority))
+    }
+
+    /// What takes values out of a stream. Values that are put in later are known to it, too.
+    pub fn redactor(&self) -> Redactor {
+        Redactor::new(Arc::clone(&self.known))
+    }
+}
