@@ -32,28 +32,40 @@ pub enum Service {
 /// slashes at the end: it is better to take something else for a push than the other way round.
 pub fn service(path: &str) -> Option<Service> {
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
-    let last = decoded(path);
-    let last = last.trim_end_matches(['/', '\\']);
+    let plain;
+    let path = if path.contains('%') {
+        plain = decoded(path);
+        plain.as_str()
+    } else {
+        path
+    };
+    let last = path.trim_end_matches(['/', '\\']);
     let last = last.rsplit(['/', '\\']).next().unwrap_or(last);
-    match last.split(';').next().unwrap_or(last) {
-        "git-receive-pack" => Some(Service::Push),
-        "git-upload-pack" => Some(Service::Fetch),
-        "refs" => {
-            let mut found = None;
-            for pair in query.split('&') {
-                let Some((key, value)) = pair.split_once('=') else { continue };
-                if decoded(key) == "service" {
-                    match decoded(value).as_str() {
-                        "git-receive-pack" => return Some(Service::PushRefs),
-                        "git-upload-pack" => found = Some(Service::FetchRefs),
-                        _ => {}
-                    }
-                }
-            }
-            found
-        }
-        _ => None,
+    let last = last.split(';').next().unwrap_or(last);
+    if last.eq_ignore_ascii_case("git-receive-pack") {
+        Some(Service::Push)
+    } else if last.eq_ignore_ascii_case("git-upload-pack") {
+        Some(Service::Fetch)
+    } else if last.eq_ignore_ascii_case("refs") {
+        refs(query)
+    } else {
+        None
     }
+}
+
+/// The service for which refs are listed. If it is written twice, a push is meant if either says so.
+fn refs(query: &str) -> Option<Service> {
+    let mut found = None;
+    for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        if decoded(key) == "service" {
+            match decoded(value).as_str() {
+                "git-receive-pack" => return Some(Service::PushRefs),
+                "git-upload-pack" => found = Some(Service::FetchRefs),
+                _ => {}
+            }
+        }
+    }
+    found
 }
 
 /// Decoded and in lower case. What does not decode stays.

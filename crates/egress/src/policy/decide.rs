@@ -102,8 +102,14 @@ impl Policy {
                     }
                     decision.allowed(rule);
                 }
-                Err(refusal) => {
+                Err(mut refusal) => {
                     grant.private = false;
+                    // A push is refused all the same: rules about pushes are there for what others rely on.
+                    if layer.mode == Mode::Observe && facts.is_push() {
+                        refusal.reason = Reason::PushRefused;
+                        refusal.message.push_str(". This holds for pushes also while the policy only observes");
+                        return Verdict::Refused(*refusal);
+                    }
                     if let Some(refusal) = decision.refused(layer, *refusal) {
                         return Verdict::Refused(refusal);
                     }
@@ -185,8 +191,7 @@ impl Decision {
 
     /// The refusal, unless the section only observes.
     fn refused(&mut self, layer: &Layer, refusal: Refusal) -> Option<Refusal> {
-        // A push is refused all the same: rules for pushes are there to protect what others rely on.
-        if layer.mode == Mode::Enforce || refusal.reason == Reason::PushRefused {
+        if layer.mode == Mode::Enforce {
             return Some(refusal);
         }
         self.observed.get_or_insert(refusal);
@@ -219,6 +224,10 @@ struct Facts<'a> {
 }
 
 impl Facts<'_> {
+    fn is_push(&self) -> bool {
+        matches!(self.service, Some(Service::Push | Service::PushRefs))
+    }
+
     fn fits(&self, rule: &Rule) -> Result<(), Failed> {
         let request = self.request;
         if !rule.ports.contain(request.authority.port) {
@@ -255,9 +264,7 @@ impl Facts<'_> {
                 return Err(Failed::Path(Why::NotListed));
             }
         }
-        if matches!(self.service, Some(Service::Push | Service::PushRefs))
-            && !rule.push.as_ref().is_some_and(|rules| rules.allows_some())
-        {
+        if self.is_push() && !rule.push.as_ref().is_some_and(|rules| rules.allows_some()) {
             return Err(Failed::Push);
         }
         match (rule.max_request_bytes, request.body_bytes) {
