@@ -8,6 +8,7 @@ mod config;
 mod credential;
 mod error;
 mod http;
+pub mod identity;
 mod reference;
 mod sealed;
 mod source;

@@ -1,1 +1,3 @@
 //! Tests of the secret sources at its boundary.
+
+mod identity;
