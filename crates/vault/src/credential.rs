@@ -87,7 +87,7 @@ pub enum Auth {
         /// When it ends.
         expires_at: Option<Timestamp>,
         /// How to get a new one.
-        refresh: Option<Refresh>,
+        refresh: Option<Box<Refresh>>,
     },
 }
 

@@ -14,10 +14,12 @@ use zeroize::Zeroizing;
 
 use crate::source::MAX_SECRET_BYTES;
 
+type Variable = dyn Fn(&str) -> Option<OsString> + Send + Sync;
+
 /// The worker's environment, handed in.
 #[derive(Clone)]
 pub struct Surroundings {
-    variable: Arc<dyn Fn(&str) -> Option<OsString> + Send + Sync>,
+    variable: Arc<Variable>,
 }
 
 impl Surroundings {

@@ -168,7 +168,7 @@ impl Reader {
                 };
                 let refresh = match auth.maybe("refresh") {
                     None => None,
-                    Some(json) => Some(self.refresh(json, &auth.at("refresh"))?),
+                    Some(json) => Some(Box::new(self.refresh(json, &auth.at("refresh"))?)),
                 };
                 Ok(Auth::McpOauth {
                     mcp_server_url: server(auth.text("mcp_server_url")?, &auth.at("mcp_server_url"))?,
