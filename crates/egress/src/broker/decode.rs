@@ -3,7 +3,8 @@
 use std::io::Write as _;
 
 use bytes::{Buf as _, Bytes};
-use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use flate2::write::MultiGzDecoder;
+use flate2::{Decompress, FlushDecompress, Status};
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue};
 
 use super::Misuse;
@@ -14,8 +15,8 @@ const STEP: usize = 256;
 const RATIO: u64 = 200;
 /// … once it has so many bytes.
 const FREE: u64 = 16 * 1024 * 1024;
-/// What one step of zstd gives at most.
-const ZSTD_OUT: usize = 128 * 1024;
+/// What one step gives at most, where that can be said.
+const OUT: usize = 128 * 1024;
 /// The largest window of zstd that is taken, as a power of two: 8 MiB, what RFC 8878 says that all should support.
 const ZSTD_WINDOW: u32 = 23;
 
@@ -71,8 +72,12 @@ pub(super) fn limit_encodings(headers: &mut HeaderMap) {
 enum Inner {
     Identity,
     Gzip(Box<MultiGzDecoder<Vec<u8>>>),
-    Zlib(Box<ZlibDecoder<Vec<u8>>>),
-    Deflate(Box<DeflateDecoder<Vec<u8>>>),
+    Inflate {
+        decoder: Box<Decompress>,
+        ended: bool,
+        /// Whether more may come out without more coming in.
+        full: bool,
+    },
     /// The first byte tells which.
     Unsure,
     Zstd {
@@ -133,13 +138,10 @@ impl Decoder {
         loop {
             if let (Inner::Unsure, Some(first)) = (&self.inner, self.input.first()) {
                 // RFC 1950: the method is 8, the window at most 7. A raw stream's first block is of another kind.
-                self.inner = if first & 0x0f == 8 && first >> 4 <= 7 {
-                    Inner::Zlib(Box::new(ZlibDecoder::new(Vec::new())))
-                } else {
-                    Inner::Deflate(Box::new(DeflateDecoder::new(Vec::new())))
-                };
+                let zlib = first & 0x0f == 8 && first >> 4 <= 7;
+                self.inner = Inner::Inflate { decoder: Box::new(Decompress::new(zlib)), ended: false, full: false };
             }
-            let full = matches!(self.inner, Inner::Zstd { full: true, .. });
+            let full = matches!(self.inner, Inner::Zstd { full: true, .. } | Inner::Inflate { full: true, .. });
             if self.input.is_empty() && !full {
                 return Ok(None);
             }
@@ -162,23 +164,29 @@ impl Decoder {
                 decoder.write_all(step).and_then(|()| decoder.flush()).map_err(|_| BROKEN)?;
                 (step.len(), std::mem::take(decoder.get_mut()))
             }
-            Inner::Zlib(decoder) => {
-                decoder.write_all(step).and_then(|()| decoder.flush()).map_err(|_| BROKEN)?;
-                (step.len(), std::mem::take(decoder.get_mut()))
-            }
-            Inner::Deflate(decoder) => {
-                decoder.write_all(step).and_then(|()| decoder.flush()).map_err(|_| BROKEN)?;
-                (step.len(), std::mem::take(decoder.get_mut()))
+            Inner::Inflate { ended: true, .. } => return Err(BROKEN),
+            Inner::Inflate { decoder, ended, full } => {
+                let mut out = Vec::with_capacity(OUT);
+                let before = decoder.total_in();
+                let status =
+                    decoder.decompress_vec(&self.input, &mut out, FlushDecompress::None).map_err(|_| BROKEN)?;
+                *ended = status == Status::StreamEnd;
+                *full = !*ended && out.len() == OUT;
+                let used = usize::try_from(decoder.total_in() - before).unwrap_or_default();
+                if used == 0 && out.is_empty() && !*ended && !self.input.is_empty() {
+                    return Err(BROKEN);
+                }
+                (used, out)
             }
             Inner::Zstd { decoder, whole, full } => {
                 use zstd::stream::raw::{InBuffer, Operation as _, OutBuffer};
-                let mut out = vec![0; ZSTD_OUT];
+                let mut out = vec![0; OUT];
                 let mut input = InBuffer::around(&self.input[..]);
                 let mut output = OutBuffer::around(&mut out[..]);
                 let hint = decoder.run(&mut input, &mut output).map_err(|_| BROKEN)?;
                 let (used, length) = (input.pos(), output.pos());
                 *whole = hint == 0;
-                *full = length == ZSTD_OUT;
+                *full = length == OUT;
                 out.truncate(length);
                 (used, out)
             }
@@ -201,15 +209,7 @@ impl Decoder {
                 decoder.try_finish().map_err(|_| BROKEN)?;
                 rest.append(decoder.get_mut());
             }
-            Inner::Zlib(decoder) => {
-                decoder.try_finish().map_err(|_| BROKEN)?;
-                rest.append(decoder.get_mut());
-            }
-            Inner::Deflate(decoder) => {
-                decoder.try_finish().map_err(|_| BROKEN)?;
-                rest.append(decoder.get_mut());
-            }
-            Inner::Zstd { whole, .. } => {
+            Inner::Inflate { ended: whole, .. } | Inner::Zstd { whole, .. } => {
                 if !*whole {
                     return Err(BROKEN);
                 }

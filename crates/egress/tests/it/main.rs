@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod broker;
+mod broker_answers;
+mod broker_keys;
 mod dns;
 mod git;
 mod names;
