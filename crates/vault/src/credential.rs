@@ -285,21 +285,24 @@ fn json(text: &str) -> Result<Json, CredentialError> {
     serde_json::from_str::<Unique>(text).map(|unique| unique.0).map_err(|error| CredentialError {
         field: String::new(),
         why: match error.classify() {
-            serde_json::error::Category::Data => "a member is written twice in one object; keep one of them".to_owned(),
+            serde_json::error::Category::Data => format!("{TWICE}; keep one of them"),
             _ => format!("it is no JSON (line {}, column {})", error.line(), error.column()),
         },
     })
 }
 
 fn yaml(text: &str) -> Result<Json, CredentialError> {
-    serde_yaml_ng::from_str(text).map_err(|error| CredentialError {
+    serde_yaml_ng::from_str::<Unique>(text).map(|unique| unique.0).map_err(|error| CredentialError {
         field: String::new(),
         why: match error.location() {
+            _ if error.to_string().contains(TWICE) => format!("{TWICE}; keep one of them"),
             Some(at) => format!("it is neither JSON nor YAML (line {}, column {})", at.line(), at.column()),
             None => "it is neither JSON nor YAML".to_owned(),
         },
     })
 }
+
+const TWICE: &str = "a member is written twice in one object";
 
 /// JSON in which no object names a member twice: of two values one would be used and the other be read by people.
 struct Unique(Json);
@@ -350,7 +353,7 @@ impl<'de> Deserialize<'de> for Unique {
                 let mut all = Map::new();
                 while let Some((name, Unique(value))) = members.next_entry::<String, Unique>()? {
                     if all.insert(name, value).is_some() {
-                        return Err(serde::de::Error::custom("twice"));
+                        return Err(serde::de::Error::custom(TWICE));
                     }
                 }
                 Ok(Unique(Json::Object(all)))

@@ -23,7 +23,7 @@ pub use error::{FetchError, VaultError};
 pub use reference::{Kind, Reference, ReferenceError};
 pub use sealed::{Key, SealedEntry, SealedError, SealedFile};
 pub use source::{Content, Document, Lease, MAX_SECRET_BYTES, Renewed, Source, Stamp};
-pub use sources::aws::{AwsConfig, AwsCredentials};
+pub use sources::aws::{AwsAuth, AwsConfig};
 pub use sources::azure::{AzureAuth, AzureConfig};
 pub use sources::env::EnvConfig;
 pub use sources::exec::ExecConfig;

@@ -30,7 +30,7 @@ pub struct AwsConfig {
     /// Certificates in PEM that are trusted besides the machine's own.
     pub ca_file: Option<PathBuf>,
     /// What requests are signed with.
-    pub credentials: AwsCredentials,
+    pub auth: AwsAuth,
     /// Which version; `AWSCURRENT` by default.
     pub stage: Option<String>,
     /// Seconds that a value is used before it is asked for again; 60 by default.
@@ -39,8 +39,8 @@ pub struct AwsConfig {
 
 /// What requests are signed with.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum AwsCredentials {
+#[serde(tag = "method", rename_all = "snake_case", deny_unknown_fields)]
+pub enum AwsAuth {
     /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, and `AWS_SESSION_TOKEN` if it is set, of the worker's environment.
     Environment {},
     /// A profile of a file in the format that AWS's own tools share. Read for each request, so that it may be replaced.
@@ -110,15 +110,15 @@ impl Aws {
 
     async fn keys(&self) -> Result<Keys, String> {
         let all = &self.surroundings;
-        match &self.config.credentials {
-            AwsCredentials::Environment {} => {
+        match &self.config.auth {
+            AwsAuth::Environment {} => {
                 let id = all.secret("AWS_ACCESS_KEY_ID")?.expose().trim().to_owned();
                 let secret = all.secret("AWS_SECRET_ACCESS_KEY")?;
                 let session = all.variable("AWS_SESSION_TOKEN").filter(|value| !value.is_empty());
                 let session = if session.is_some() { Some(all.secret("AWS_SESSION_TOKEN")?) } else { None };
                 Ok(Keys { id, secret, session })
             }
-            AwsCredentials::File { path, profile } => {
+            AwsAuth::File { path, profile } => {
                 let text = Origin::File(path.clone()).load(all).await?;
                 let profile = profile.as_deref().unwrap_or("default");
                 read_profile(text.expose(), profile).ok_or_else(|| {
@@ -128,7 +128,7 @@ impl Aws {
                     )
                 })
             }
-            AwsCredentials::Keys { access_key_id, secret_access_key, session_token } => {
+            AwsAuth::Keys { access_key_id, secret_access_key, session_token } => {
                 let secret = secret_access_key.load(all).await?;
                 let session = match session_token {
                     Some(origin) => Some(origin.load(all).await?),

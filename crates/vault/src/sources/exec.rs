@@ -1,6 +1,7 @@
 //! What a configured command prints.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::source::{Content, Document, MAX_SECRET_BYTES, Source};
 use crate::surroundings::text;
 
 /// One command under `exec:`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExecConfig {
     /// The program, as an absolute path, and its arguments. No shell sees them.
@@ -30,6 +31,19 @@ pub struct ExecConfig {
     pub timeout: Option<u64>,
     /// Seconds that its answer is used; 60 by default.
     pub keep: Option<u64>,
+}
+
+// Arguments and environment are not meant for secrets; somebody will put one there all the same.
+impl fmt::Debug for ExecConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExecConfig")
+            .field("program", &self.command.first())
+            .field("arguments", &self.command.len().saturating_sub(1))
+            .field("environment", &self.environment.keys())
+            .field("timeout", &self.timeout)
+            .field("keep", &self.keep)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
