@@ -140,7 +140,7 @@ impl PushRules {
         let mut words = Vec::new();
         for set in &self.sets {
             if set.push.is_empty() {
-                return "no ref may be pushed".to_owned();
+                return "No ref may be pushed".to_owned();
             }
             let list =
                 |patterns: &[RefPattern]| patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -148,7 +148,7 @@ impl PushRules {
                 if set.protected.is_empty() { String::new() } else { format!(" except {}", list(&set.protected)) };
             words.push(format!("{}{except}", list(&set.push)));
         }
-        format!("what may be pushed is {}", words.join(", and of that only "))
+        format!("What may be pushed is {}", words.join(", and of that only "))
     }
 }
 
