@@ -12,7 +12,9 @@ use crate::{all, options};
 /// Tells the child process where to write.
 const WRITER: &str = "PALISADE_AUDIT_CRASH";
 
-const KILLS: u64 = 100;
+/// 100 kills in all.
+const TRAILS: u64 = 10;
+const KILLS: u64 = 10;
 
 fn opened(dir: &Path) -> (Trail, Signer) {
     let signer = Signer::open(&dir.join("key")).unwrap();
@@ -49,8 +51,6 @@ async fn process_that_writes() {
 
 #[test]
 fn acknowledged_records_survive_kills_at_any_moment() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut acknowledged = BTreeMap::new();
     // Any sequence does, as long as the moments differ.
     let mut random = 0x9e37_79b9_7f4a_7c15_u64 ^ u64::from(std::process::id());
     let mut next = move |below: u64| {
@@ -59,6 +59,15 @@ fn acknowledged_records_survive_kills_at_any_moment() {
         random ^= random << 17;
         random % below
     };
+    // Short trails: each is verified whole after each kill.
+    let kept: usize = (0..TRAILS).map(|_| one_trail(&mut next)).sum();
+    assert!(kept > 500, "only {kept} records were acknowledged");
+}
+
+/// Kills the writers of one trail, and returns how many of their records were acknowledged.
+fn one_trail(next: &mut impl FnMut(u64) -> u64) -> usize {
+    let dir = tempfile::tempdir().unwrap();
+    let mut acknowledged = BTreeMap::new();
     for kill in 0..KILLS {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "crash::process_that_writes", "--nocapture"])
@@ -67,8 +76,8 @@ fn acknowledged_records_survive_kills_at_any_moment() {
             .spawn()
             .unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
-        // Some while they start and open, most while they write.
-        let lines = if kill % 10 == 0 { next(4) } else { 5 + next(40) };
+        // One while it starts or opens, most while they write.
+        let lines = if kill == 0 { next(4) } else { 5 + next(40) };
         let mut told: Vec<String> = out.by_ref().take(usize::try_from(lines).unwrap()).map(Result::unwrap).collect();
         for _ in 0..next(200_000) {
             std::hint::spin_loop();
@@ -97,11 +106,11 @@ fn acknowledged_records_survive_kills_at_any_moment() {
     drop(trail);
     let audit = dir.path().join("audit");
     let report = verify_with(&audit, &[signer.public_key()]).unwrap();
-    assert!(report.intact() && report.segments > 5, "{report:?}");
-    assert!(acknowledged.len() > 500, "only {} records were acknowledged", acknowledged.len());
+    assert!(report.intact() && report.segments > 1, "{report:?}");
     let records: BTreeMap<u64, String> =
         all(&audit).into_iter().map(|record| (record.seq, record.body.get().to_owned())).collect();
     for (seq, body) in &acknowledged {
         assert_eq!(records.get(seq), Some(body), "record {seq} is lost");
     }
+    acknowledged.len()
 }
