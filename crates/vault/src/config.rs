@@ -85,7 +85,20 @@ pub(crate) fn without_value(text: &str) -> String {
     for (kind, shown) in [("invalid type: ", "a value of another kind"), ("invalid value: ", "a value out of range")] {
         if text.contains(kind) {
             let expected = text.rfind(", expected ").map_or("", |from| &text[from..]);
-            return format!("{shown}{expected}");
+            // Rust's names of numbers say nothing to others.
+            let whole = [", expected u64", ", expected usize"].contains(&expected);
+            return format!("{shown}{}", if whole { ", expected a whole number" } else { expected });
+        }
+    }
+    // `unknown field `…`, expected …`: shown if it looks like a mistyped word.
+    for kind in ["unknown field", "unknown variant"] {
+        let name = text.strip_prefix(kind).and_then(|rest| rest.split('`').nth(1));
+        let word = |name: &str| {
+            name.len() <= 24
+                && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+        };
+        if name.is_some_and(|name| !word(name)) {
+            return format!("{kind}{}", text.rfind(", expected ").map_or("", |from| &text[from..]));
         }
     }
     text.to_owned()
@@ -101,13 +114,27 @@ impl VaultConfig {
         let reader = serde_yaml_ng::Deserializer::from_str(yaml);
         let config: Self = serde_path_to_error::deserialize(reader).map_err(|error| {
             let path = error.path().to_string();
-            let path = if path == "." { String::new() } else { path };
+            let mut path = if path == "." { String::new() } else { path };
             let inner = error.into_inner();
             let place = inner.location().map(|at| format!(" (line {})", at.line())).unwrap_or_default();
-            // A syntax error of the scanner quotes nothing, a wrong type does.
             let text = inner.to_string();
-            let text = text.strip_prefix(&format!("{path}: ")).unwrap_or(&text);
-            let text = text.split(" at line ").next().unwrap_or(text);
+            let text = text.split(" at line ").next().unwrap_or(&text);
+            // The parser puts its own idea of the path before what is wrong.
+            let said = [
+                "unknown field `",
+                "unknown variant `",
+                "missing field `",
+                "invalid type: ",
+                "invalid value: ",
+                "write where it is kept",
+            ];
+            let text = said.iter().find_map(|kind| text.find(kind)).map_or(text, |from| &text[from..]);
+            let text = text.strip_prefix(&format!("{path}: ")).unwrap_or(text);
+            if let Some(name) = text.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next())
+                && let Some(parent) = path.strip_suffix(name)
+            {
+                path = parent.trim_end_matches('.').to_owned();
+            }
             wrong(path, format!("{}{place}", without_value(text)))
         })?;
         config.check()?;

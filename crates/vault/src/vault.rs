@@ -404,6 +404,8 @@ impl Place {
     fn note<T>(&self, result: &Result<T, FetchError>, now: Duration) {
         let mut health = self.health();
         match result {
+            // Several that were under way together have failed once, not several times.
+            Err(error) if error.is_unavailable() && now < health.until => health.last = Some(error.clone()),
             Err(error) if error.is_unavailable() => {
                 let pause = FIRST_PAUSE.saturating_mul(1 << health.failures.min(10)).min(LONGEST_PAUSE);
                 health.failures += 1;

@@ -179,7 +179,7 @@ impl Azure {
                 };
                 let seconds =
                     seconds.ok_or_else(|| FetchError::malformed(place, "the token's `expires_in` is no number"))?;
-                Ok(Granted { token: token.access_token, ends: asked + Duration::from_secs(seconds) })
+                Ok(Granted { token: token.access_token, ends: asked.saturating_add(Duration::from_secs(seconds)) })
             }
             400 | 401 | 403 => Err(self.client.skew(&answer, &*self.clock).unwrap_or_else(|| {
                 let what = match &self.config.auth {
@@ -242,7 +242,8 @@ impl Source for Azure {
             200 => {
                 let value: Value = self.client.parse(&answer.body)?;
                 let text = value.value.ok_or_else(|| FetchError::malformed(place, "the secret has no value"))?;
-                let expires = value.attributes.exp.map(|at| SystemTime::UNIX_EPOCH + Duration::from_secs(at));
+                let expires =
+                    value.attributes.exp.and_then(|at| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(at)));
                 if let Some(expires) = expires.filter(|at| *at <= self.clock.now()) {
                     let why = format!("`{secret}` ended at {}; put a new version in its place", rfc3339(expires));
                     return Err(FetchError::denied(place, why));

@@ -137,7 +137,7 @@ impl Google {
         match answer.status {
             200 => {
                 let token: Token = self.client.parse(&answer.body)?;
-                Ok(Granted { token: token.access_token, ends: asked + Duration::from_secs(token.expires_in) })
+                Ok(Granted { token: token.access_token, ends: asked.saturating_add(Duration::from_secs(token.expires_in)) })
             }
             400 | 401 | 403 | 404 => Err(self.client.skew(&answer, &*self.clock).unwrap_or_else(|| {
                 let status = answer.status;

@@ -126,7 +126,7 @@ struct Token {
 
 impl Token {
     fn ends(&self) -> Option<Duration> {
-        (!self.lasts.is_zero()).then(|| self.since + self.lasts)
+        (!self.lasts.is_zero()).then(|| self.since.saturating_add(self.lasts))
     }
 }
 
@@ -458,7 +458,7 @@ impl Hashicorp {
         let record = data
             .and_then(|data| parse_record(data.get().as_bytes()))
             .ok_or_else(|| FetchError::malformed(place, "the dynamic secret is no JSON object"))?;
-        let lease = lease_id.filter(|id| !id.is_blank()).map(|id| Lease {
+        let lease = lease_id.filter(|id| !id.is_blank() && lease_duration > 0).map(|id| Lease {
             id: Arc::new(id),
             lasts: Duration::from_secs(lease_duration),
             renewable,
@@ -543,7 +543,9 @@ impl Source for Hashicorp {
         let due = {
             let login = self.login.lock().await;
             let token = login.token.clone();
-            token.filter(|token| token.renewable && !token.lasts.is_zero() && token.since + token.lasts / 2 <= now)
+            token.filter(|token| {
+                token.renewable && !token.lasts.is_zero() && token.since.saturating_add(token.lasts / 2) <= now
+            })
         };
         let Some(mut token) = due else { return Ok(()) };
         // A lease ends with the token that it was asked for with, so the token is kept rather than replaced.

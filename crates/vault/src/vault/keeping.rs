@@ -34,9 +34,9 @@ impl Held {
 
     /// Counts the lease's time from now.
     fn hold(&mut self, now: Duration) {
-        self.ends = now + self.lease.lasts;
+        self.ends = now.saturating_add(self.lease.lasts);
         // At half of its time there is room for several more tries.
-        self.renew_at = now + self.lease.lasts / 2;
+        self.renew_at = now.saturating_add(self.lease.lasts / 2);
         self.failures = 0;
     }
 
@@ -50,9 +50,9 @@ impl Kept {
     pub(super) fn new(document: Document, keep: Duration, now: Duration, wall: SystemTime) -> Self {
         let held = document.lease.clone().map(|lease| std::sync::Mutex::new(Held::new(lease, now)));
         // A leased value changes with each fetch: it is used as long as its lease is kept up.
-        let mut until = if held.is_some() { Duration::MAX } else { now + keep };
+        let mut until = if held.is_some() { Duration::MAX } else { now.saturating_add(keep) };
         if let Some(expires) = document.expires {
-            until = until.min(now + expires.duration_since(wall).unwrap_or_default());
+            until = until.min(now.saturating_add(expires.duration_since(wall).unwrap_or_default()));
         }
         Self { document, fetched: now, until, held }
     }
@@ -204,7 +204,7 @@ impl Inner {
             let left = state.orphans.swap_remove(first);
             tracing::warn!(of = left.lease.shown(), "too many leases wait to be revoked; this one ends by itself");
         }
-        let ends = now + lease.lasts;
+        let ends = now.saturating_add(lease.lasts);
         state.orphans.push(Orphan { place, lease, ends, try_at: now, failures: 0 });
     }
 

@@ -17,16 +17,21 @@ fn mistakes_are_named_and_values_not_repeated() {
     for (yaml, needles) in [
         ("vaults: {}".to_owned(), vec!["unknown field `vaults`"]),
         (vault("    kep: 3\n"), vec!["`vault.prod", "unknown field `kep`"]),
-        (vault("    keep: CANARY\n"), vec!["`vault.prod.keep`", "expected u64"]),
+        (vault("    keep: CANARY\n"), vec!["`vault.prod.keep`", "expected a whole number"]),
         (
             vault("    mounts: {secret: CANARY-no}\n").replace("CANARY-no", "kv2"),
             vec!["`vault.prod.mounts.secret`", "kv2"],
         ),
+        (
+            vault("    mounts: {secret: hvs.CANARY}\n"),
+            vec!["`vault.prod.mounts.secret`", "unknown variant, expected `kv`"],
+        ),
+        (vault("    hvs.CANARY: x\n"), vec!["unknown field, expected"]),
         (vault("    mounts: {/secret: kv}\n"), vec!["`vault.prod.mounts`", "without slashes"]),
         (vault("").replace("https", "http"), vec!["`vault.prod.address`", "use https"]),
         (vault("").replace("https://", "https://CANARY:CANARY@"), vec!["`vault.prod.address`", "user name"]),
         (vault("").replace("https://v.example", "CANARY"), vec!["`vault.prod.address`", "no http or https address"]),
-        (vault("").replace("env:T", "hvs.CANARY"), vec!["`vault.prod.auth", "never the secret itself"]),
+        (vault("").replace("env:T", "hvs.CANARY"), vec!["`vault.prod.auth`: write where", "never the secret itself"]),
         (vault("").replace("prod", "a b"), vec!["vault.a b", "name it otherwise"]),
         ("sealed: {file: secrets.age, key: 'file:/k'}".to_owned(), vec!["`sealed.file`", "absolute path"]),
         ("sealed: {file: /s}".to_owned(), vec!["missing field `key`"]),

@@ -158,3 +158,24 @@ async fn a_lease_that_arrives_too_late_goes_straight_back() {
     assert!(ask("four", "sealed:a").await.unwrap().unwrap_err().contains("stopping"));
     check_log();
 }
+
+#[tokio::test]
+async fn a_source_that_does_not_answer_is_given_up_and_tried_less_and_less() {
+    let source = Told::new(0, false);
+    let (vault, clock) = vault(&source, Limits { fetch: Duration::from_millis(10), ..Limits::default() });
+    let session = vault.session("s");
+    let ask = async || session.value(&reference("sealed:a")).await;
+    for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
+        let error = ask().await.unwrap_err();
+        assert!(error.is_transient());
+        let text = error.to_string();
+        assert!(text.contains("no answer within") && text.contains(&format!("asked again in {pause} s")), "{text}");
+        let fetches = source.fetches.load(Ordering::SeqCst);
+        clock.pass(pause - 1);
+        assert!(ask().await.unwrap_err().to_string().contains("asked again in 1 s"));
+        assert_eq!(source.fetches.load(Ordering::SeqCst), fetches);
+        clock.pass(1);
+    }
+    source.permits.add_permits(1);
+    assert!(ask().await.is_ok());
+}
