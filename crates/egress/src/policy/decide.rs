@@ -88,6 +88,7 @@ impl Policy {
             match first(layer, &found, asked, |rule| facts.fits(rule)) {
                 Ok((rule, ())) => {
                     grant.private &= rule.private;
+                    grant.compared |= rule.methods.is_some() || rule.paths.is_some();
                     grant.max_request_bytes = match (grant.max_request_bytes, rule.max_request_bytes) {
                         (Some(one), Some(other)) => Some(one.min(other)),
                         (one, other) => one.or(other),

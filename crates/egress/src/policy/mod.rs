@@ -21,7 +21,9 @@ pub use address::{Block, BlockError, Range};
 pub use budget::{Budgets, Meter};
 pub use file::PolicyError;
 pub use path::{NormalPath, PathError, Pattern, PatternError};
-pub use verdict::{Grant, Mode, Protocol, Reason, Refusal, Request, RuleName, Scheme, Treatment, Verdict};
+pub use verdict::{
+    Grant, Mode, OVERRIDING_HEADERS, Protocol, Reason, Refusal, Request, RuleName, Scheme, Treatment, Verdict,
+};
 
 pub(crate) use path::star;
 

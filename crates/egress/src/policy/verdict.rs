@@ -130,6 +130,16 @@ pub struct Request<'a> {
     pub body_bytes: Option<u64>,
 }
 
+/// Headers by which some servers take another method or path than those of the request, which were compared.
+pub const OVERRIDING_HEADERS: [&str; 6] = [
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-uri",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
 /// What an allowed request may do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -138,6 +148,8 @@ pub struct Grant {
     pub max_request_bytes: Option<u64>,
     /// Whether the rule allows private addresses. What is dialled is checked by [`Policy::address`](super::Policy::address).
     pub private: bool,
+    /// Whether the rule compares the method or the path: then none of [`OVERRIDING_HEADERS`] may be sent on.
+    pub compared: bool,
     /// Present if this request is a push (`POST …/git-receive-pack`): what its commands are checked against before any byte of
     /// it goes out.
     pub git: Option<Arc<PushRules>>,

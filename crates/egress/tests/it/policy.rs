@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use palisade_egress::policy::{
-    Block, Budgets, Grant, Mode, NormalPath, PathError, Pattern, Policies, Policy, Protocol, Range, Reason, Refusal,
-    Request, RuleName, Scheme, Subject, Treatment, Verdict,
+    Block, Budgets, Grant, Mode, NormalPath, OVERRIDING_HEADERS, PathError, Pattern, Policies, Policy, Protocol, Range,
+    Reason, Refusal, Request, RuleName, Scheme, Subject, Treatment, Verdict,
 };
 use palisade_egress::{Authority, Host};
 use proptest::prelude::*;
@@ -188,6 +188,9 @@ fn requests_are_allowed_by_the_first_rule_that_fits() {
     };
     assert_eq!(sized(1024).granted().unwrap().max_request_bytes, Some(1024));
     assert_eq!(reason(&sized(1025)), Some(Reason::TooLarge));
+    // Headers that would say something else than what was compared.
+    assert!(sized(1).granted().unwrap().compared && OVERRIDING_HEADERS.contains(&"x-http-method-override"));
+    assert!(!ask(&policy, "GET", "https://other.example/", |_| ()).granted().unwrap().compared);
     // WebSockets, in HTTP/1.1 and HTTP/2, and what else a connection may become.
     let upgrade =
         |url: &str, method: &str, to: &'static str| ask(&policy, method, url, |request| request.upgrade = Some(to));
