@@ -19,7 +19,8 @@ use crate::Authority;
 /// An answer with tokens has at most so many bytes, decoded.
 const TOKENS: usize = 256 * 1024;
 /// What is sealed in such an answer. `refresh_token` may only go back to where it came from.
-const SEALED: [&str; 3] = ["access_token", "refresh_token", "id_token"];
+/// `token` is what registries of container images call it.
+const SEALED: [&str; 4] = ["access_token", "refresh_token", "id_token", "token"];
 
 /// What a request says about its answer.
 #[derive(Debug, Clone)]
@@ -28,7 +29,9 @@ pub struct Expected {
     /// The credential whose token endpoint was asked, by its index.
     exchange: Option<usize>,
     /// Whether a credential names the host.
-    named: bool,
+    pub(super) named: bool,
+    /// Whether the request said which encodings can be searched.
+    pub(super) limited: bool,
 }
 
 impl Expected {
@@ -44,7 +47,7 @@ impl Expected {
                 exchange = exchange.or(Some(index));
             }
         }
-        Expected { head: parts.method == Method::HEAD, exchange, named }
+        Expected { head: parts.method == Method::HEAD, exchange, named, limited: false }
     }
 }
 
@@ -53,7 +56,7 @@ impl Expected {
 pub enum AnswerPlan {
     /// Nothing: it has none, or there is nothing to look for.
     Stream,
-    /// Search it, piece by piece. `Content-Length` and `Content-Encoding` are gone from its head.
+    /// Search it, piece by piece. `Content-Encoding` is gone from its head, and `Content-Length` where it would not hold.
     Scan(Scan),
     /// Read it to its end, then [`Seal::finish`]. `Content-Length` is right once that has happened.
     Seal(Seal),
@@ -71,17 +74,23 @@ impl Broker {
         if bodiless || !interesting {
             return Ok((AnswerPlan::Stream, found));
         }
-        let Some(coding) = Coding::of(&parts.headers) else {
-            return Err(Misuse::Unscannable {
-                why: "its Content-Encoding is none that was asked for: gzip, deflate or zstd",
-            });
+        let coding = match Coding::of(&parts.headers) {
+            Some(coding) => coding,
+            // It was asked for before any value was put in, and from a host that no credential names.
+            None if !expected.limited => return Ok((AnswerPlan::Stream, found)),
+            None => {
+                let why = "its Content-Encoding is none that was asked for: gzip, deflate or zstd";
+                return Err(Misuse::Unscannable { why });
+            }
         };
         let decoder = Decoder::new(coding)?;
-        parts.headers.remove(CONTENT_LENGTH);
         parts.headers.remove(CONTENT_ENCODING);
-        let framed =
-            parts.headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        let redactor = if framed { self.redactor().keeping_length() } else { self.redactor() };
+        // What is no text has lengths and frames within, and a part of something has its place in it.
+        let keeps = parts.status == StatusCode::PARTIAL_CONTENT || !is_text(&parts.headers);
+        if !(keeps && coding == Coding::Identity) || exchange.is_some() {
+            parts.headers.remove(CONTENT_LENGTH);
+        }
+        let redactor = if keeps { self.redactor().keeping_length() } else { self.redactor() };
         let scan = Scan { decoder, redactor, known: Arc::clone(&self.known), trailers: 0 };
         Ok(match exchange {
             Some(credential) => {
@@ -90,6 +99,14 @@ impl Broker {
             None => (AnswerPlan::Scan(scan), found),
         })
     }
+}
+
+fn is_text(headers: &HeaderMap) -> bool {
+    let Some(kind) = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return true };
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    kind.starts_with("text/")
+        || ["json", "xml", "javascript", "yaml", "graphql"].iter().any(|text| kind.contains(text))
+        || kind == "application/x-www-form-urlencoded"
 }
 
 /// Decodes and searches the body of an answer in bounded steps.
@@ -253,11 +270,14 @@ impl Seal {
         if token.expose().len() < 6 {
             return Ok(token.expose().to_owned());
         }
-        let (text, token) = self
+        let sealed = self
             .table
             .seal(credential, token, key == "refresh_token")
             .map_err(|error| Misuse::Unavailable { reference: credential.reference.clone(), why: error.to_string() })?;
-        self.scan.known.add(&token, &text);
-        Ok(text)
+        if let Some(forgotten) = sealed.forgotten {
+            self.scan.known.forget(&forgotten);
+        }
+        self.scan.known.add(&sealed.token, &sealed.text);
+        Ok(sealed.text)
     }
 }

@@ -131,9 +131,8 @@ impl HostPattern {
         if !self.below {
             return self.host == authority.host;
         }
-        let (Host::Name(_), Host::Name(_)) = (&self.host, &authority.host) else { return false };
-        let (suffix, name) = (self.host.to_string(), authority.host.to_string());
-        name.strip_suffix(&suffix).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+        let (Host::Name(suffix), Host::Name(name)) = (&self.host, &authority.host) else { return false };
+        name.as_str().strip_suffix(suffix.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
     }
 }
 

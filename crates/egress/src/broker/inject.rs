@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -47,14 +48,13 @@ impl Broker {
     /// out of `parts` (the body goes on chunked), or set by [`Whole::finish`].
     pub async fn inject(&self, parts: &mut Parts, wire: Wire, authority: &Authority) -> Result<Injection, Misuse> {
         let to = Destination { wire, authority: authority.clone() };
-        let answer = Expected::new(self.table.credentials(), parts, authority);
+        let mut answer = Expected::new(self.table.credentials(), parts, authority);
         let guard = Replacer::guard(Arc::clone(&self.table), Arc::clone(&self.known), to.clone());
         let seen = self.look(parts, wire, authority)?;
         let in_body =
             if self.table.credentials().is_empty() { Vec::new() } else { self.table.in_body(wire, authority) };
-        if !self.table.credentials().is_empty()
-            && (!seen.entries.is_empty() || !in_body.is_empty() || !self.known.is_empty())
-        {
+        if answer.named || !self.known.is_empty() {
+            answer.limited = true;
             limit_encodings(&mut parts.headers);
         }
         if let Some(key) = seen.entries.values().find(|entry| entry.role == Role::AwsKeyId)
@@ -260,6 +260,12 @@ impl Broker {
     }
 }
 
+/// Some clients leave the padding out.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
 /// What is in a header with the scheme `Basic`: the scheme as it was written, and what was encoded.
 fn basic(name: &HeaderName, value: &HeaderValue) -> Option<(Vec<u8>, Zeroizing<Vec<u8>>)> {
     if name != AUTHORIZATION && name != PROXY_AUTHORIZATION {
@@ -269,7 +275,7 @@ fn basic(name: &HeaderName, value: &HeaderValue) -> Option<(Vec<u8>, Zeroizing<V
     if !scheme.eq_ignore_ascii_case(b"basic ") {
         return None;
     }
-    let decoded = STANDARD.decode(rest.trim_ascii()).ok()?;
+    let decoded = LENIENT.decode(rest.trim_ascii()).ok()?;
     Some((scheme.to_vec(), Zeroizing::new(decoded)))
 }
 

@@ -54,6 +54,15 @@ impl Known {
         self.generation.store(generation, Ordering::Release);
     }
 
+    /// A placeholder was given up: its values are looked for no longer.
+    pub(super) fn forget(&self, placeholder: &str) {
+        let mut compiled = self.compiled.write().unwrap_or_else(PoisonError::into_inner);
+        let values = compiled.values.iter().filter(|(_, of)| of != placeholder).cloned().collect();
+        let generation = compiled.generation + 1;
+        *compiled = Arc::new(Compiled::new(values, generation));
+        self.generation.store(generation, Ordering::Release);
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.generation.load(Ordering::Acquire) == 0
     }

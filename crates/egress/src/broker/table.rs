@@ -12,11 +12,19 @@ use super::{BrokerError, Credential, Hosts, Kind, Mint, Misuse, Places, Shape, W
 use crate::{Authority, Supply};
 
 /// So many sealed tokens are kept; the oldest is forgotten for another.
-const SEALED: usize = 256;
+const SEALED: usize = 64;
 /// A shorter value cannot be told from ordinary text.
 const SHORTEST: usize = 6;
 /// A longer one would be held back for too long.
 const LONGEST: usize = 32 * 1024;
+
+/// A token that became a placeholder.
+pub(super) struct Sealed {
+    pub(super) text: String,
+    pub(super) token: Arc<Secret>,
+    /// The placeholder that was given up for it.
+    pub(super) forgotten: Option<String>,
+}
 
 /// What a placeholder is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +39,8 @@ pub(super) enum Role {
 
 enum Value {
     Supplied(Arc<dyn Supply>),
-    Sealed(Arc<Secret>),
+    /// A token that was given for a credential: it goes with that.
+    Sealed(Arc<Secret>, Arc<dyn Supply>),
 }
 
 /// One placeholder of the session.
@@ -92,9 +101,10 @@ impl Entry {
     /// The value as its source has it now.
     pub(super) async fn raw_value(&self) -> Result<Arc<Secret>, Misuse> {
         match &self.value {
-            Value::Sealed(value) => Ok(Arc::clone(value)),
-            Value::Supplied(supply) => supply.value().await.map_err(|error| Misuse::supply(&self.reference, error)),
+            Value::Supplied(supply) => supply.value().await,
+            Value::Sealed(value, of) => of.value().await.map(|_| Arc::clone(value)),
         }
+        .map_err(|error| Misuse::supply(&self.reference, error))
     }
 
     /// The value, if it is one that can be put in and found again in answers.
@@ -203,11 +213,13 @@ impl Table {
         credential: &Credential,
         token: Arc<Secret>,
         refresh: bool,
-    ) -> Result<(String, Arc<Secret>), BrokerError> {
+    ) -> Result<Sealed, BrokerError> {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         let known =
             entries.sealed.iter().filter_map(|core| entries.by_core.get(core)).find_map(|entry| match &entry.value {
-                Value::Sealed(value) if **value == *token => Some((entry.text.clone(), Arc::clone(value))),
+                Value::Sealed(value, _) if **value == *token => {
+                    Some(Sealed { text: entry.text.clone(), token: Arc::clone(value), forgotten: None })
+                }
                 _ => None,
             });
         if let Some(known) = known {
@@ -232,15 +244,16 @@ impl Table {
             Role::Token,
             grants,
             credential.cleartext,
-            Value::Sealed(Arc::clone(&token)),
+            Value::Sealed(Arc::clone(&token), Arc::clone(&credential.value)),
         );
+        let mut forgotten = None;
         if entries.sealed.len() > SEALED
             && let Some(oldest) = entries.sealed.pop_front()
         {
-            entries.by_core.remove(&oldest);
+            forgotten = entries.by_core.remove(&oldest).map(|entry| entry.text.clone());
         }
         entries.body = None;
-        Ok((text, token))
+        Ok(Sealed { text, token, forgotten })
     }
 
     /// Those that may stand in the body of a request to `authority`.
