@@ -3,6 +3,7 @@
 
 mod config;
 mod credentials;
+mod identity;
 mod keeping;
 mod local;
 mod rig;
