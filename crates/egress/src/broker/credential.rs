@@ -123,6 +123,11 @@ impl HostPattern {
         HostPattern { host: authority.host.clone(), below: false, port: Some(authority.port) }
     }
 
+    /// The host itself, or the name below which the others are.
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// Whether `authority` is one of those.
     pub fn matches(&self, authority: &Authority) -> bool {
         if self.port.is_some_and(|port| port != authority.port) {

@@ -93,6 +93,11 @@ impl Broker {
         self.table.credentials().iter().any(|credential| credential.hosts.matches(authority))
     }
 
+    /// Where its credentials may go.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = &Hosts> {
+        self.table.credentials().iter().map(|credential| &credential.hosts)
+    }
+
     /// What takes values out of a stream. Values that are put in later are known to it, too.
     pub fn redactor(&self) -> Redactor {
         Redactor::new(Arc::clone(&self.known))

@@ -180,6 +180,11 @@ impl Block {
         }
     }
 
+    /// Its first address, and how many leading bits are fixed.
+    pub(super) fn parts(&self) -> (IpAddr, u8) {
+        (self.network, self.bits)
+    }
+
     fn is_single(&self) -> bool {
         self.bits == if self.network.is_ipv4() { 32 } else { 128 }
     }

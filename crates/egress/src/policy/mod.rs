@@ -10,6 +10,7 @@ mod budget;
 mod decide;
 mod explain;
 mod file;
+mod opened;
 mod path;
 mod preset;
 mod rule;

@@ -15,9 +15,11 @@ use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::server::ServerSessionMemoryCache;
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use crate::broker::{Broker, Hosts};
 use crate::name::Host;
+use crate::policy::Policy;
 
 /// How far the clock of a sandbox may be behind.
 const SKEW: Duration = Duration::from_secs(24 * 3600);
@@ -33,10 +35,48 @@ const MAX_RESUMED: usize = 64;
 pub(super) struct Constraints {
     /// Names, each with all that ends in it. An X.509 constraint cannot say "this name only".
     pub(super) names: Vec<String>,
-    /// Addresses.
-    pub(super) addresses: Vec<IpAddr>,
-    /// Any name: a rule of the policy is for all hosts.
-    pub(super) any_name: bool,
+    /// Blocks of addresses: the first, and how many leading bits are fixed.
+    pub(super) blocks: Vec<(IpAddr, u8)>,
+    /// Anything.
+    pub(super) any: bool,
+}
+
+impl Constraints {
+    /// The hosts that the policy reads requests of, and those to which credentials may go.
+    pub(super) fn new(policy: &Policy, broker: &Broker) -> Constraints {
+        let anywhere = broker.hosts().any(|hosts| matches!(hosts, Hosts::Unrestricted));
+        let opened = policy.opened(anywhere);
+        let mut constraints = Constraints {
+            names: opened.names.iter().map(ToString::to_string).collect(),
+            blocks: opened.blocks,
+            any: opened.any,
+        };
+        for pattern in broker.hosts().flat_map(|hosts| match hosts {
+            Hosts::Limited(patterns) => patterns.as_slice(),
+            Hosts::Unrestricted => &[],
+        }) {
+            match pattern.host() {
+                Host::Name(name) => constraints.names.push(name.to_string()),
+                Host::Address(address) => constraints.blocks.push((*address, if address.is_ipv4() { 32 } else { 128 })),
+            }
+        }
+        constraints.names.sort_unstable();
+        constraints.names.dedup();
+        // One that is below another is permitted with it.
+        let all = constraints.names.clone();
+        let above = |name: &str| {
+            let mut rest = name;
+            std::iter::from_fn(move || {
+                rest = rest.split_once('.')?.1;
+                Some(rest)
+            })
+            .any(|above| all.binary_search_by(|other| other.as_str().cmp(above)).is_ok())
+        };
+        constraints.names.retain(|name| !above(name));
+        constraints.blocks.sort_unstable();
+        constraints.blocks.dedup();
+        constraints
+    }
 }
 
 /// A certificate authority.
@@ -86,7 +126,7 @@ impl Ca {
         params.distinguished_name.push(DnType::CommonName, "Palisade session authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.name_constraints = Some(name_constraints(constraints));
+        params.name_constraints = name_constraints(constraints);
         params.not_before = not_before.into();
         params.not_after = not_after.into();
         let certificate = params.self_signed(&issuer_key)?;
@@ -123,6 +163,21 @@ impl Ca {
         if let Some(config) = self.leaves.lock().unwrap_or_else(PoisonError::into_inner).get(host) {
             return Ok(Arc::clone(config));
         }
+        let leaf = self.leaf(host)?;
+        let certified = CertifiedKey::new(vec![leaf], Arc::clone(&self.signing));
+        let mut config = self.base.clone();
+        config.cert_resolver = Arc::new(SingleCertAndKey::from(certified));
+        let config = Arc::new(config);
+        let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+        if leaves.len() >= MAX_LEAVES {
+            leaves.clear();
+        }
+        leaves.insert(host.clone(), Arc::clone(&config));
+        Ok(config)
+    }
+
+    /// A certificate for `host`.
+    fn leaf(&self, host: &Host) -> Result<CertificateDer<'static>, CaError> {
         let mut params = CertificateParams::default();
         params.serial_number = Some(serial()?);
         // Some clients do not read a certificate that has no subject.
@@ -138,17 +193,7 @@ impl Ca {
         params.use_authority_key_identifier_extension = true;
         params.not_before = self.not_before.into();
         params.not_after = self.not_after.into();
-        let leaf = params.signed_by(&self.key, &self.issuer)?;
-        let certified = CertifiedKey::new(vec![leaf.der().clone()], Arc::clone(&self.signing));
-        let mut config = self.base.clone();
-        config.cert_resolver = Arc::new(SingleCertAndKey::from(certified));
-        let config = Arc::new(config);
-        let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
-        if leaves.len() >= MAX_LEAVES {
-            leaves.clear();
-        }
-        leaves.insert(host.clone(), Arc::clone(&config));
-        Ok(config)
+        Ok(params.signed_by(&self.key, &self.issuer)?.der().clone())
     }
 }
 
@@ -172,26 +217,26 @@ fn serial() -> Result<SerialNumber, CaError> {
 
 /// What is permitted; and of each kind of name of which nothing is permitted, all is excluded, since a kind that is not
 /// mentioned is unconstrained (RFC 5280, section 4.2.1.10).
-fn name_constraints(constraints: &Constraints) -> NameConstraints {
-    let mut permitted = Vec::new();
+fn name_constraints(constraints: &Constraints) -> Option<NameConstraints> {
+    if constraints.any {
+        return None;
+    }
+    let mut permitted: Vec<_> = constraints.names.iter().cloned().map(GeneralSubtree::DnsName).collect();
     let mut excluded = Vec::new();
-    if !constraints.any_name {
-        permitted.extend(constraints.names.iter().cloned().map(GeneralSubtree::DnsName));
-        if permitted.is_empty() {
-            excluded.push(GeneralSubtree::DnsName(String::new()));
+    if permitted.is_empty() {
+        excluded.push(GeneralSubtree::DnsName(String::new()));
+    }
+    let subtree = |address: IpAddr, bits| GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(address, bits));
+    permitted.extend(constraints.blocks.iter().map(|(address, bits)| subtree(*address, *bits)));
+    for (all, here) in [
+        (IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::is_ipv4 as fn(&IpAddr) -> bool),
+        (Ipv6Addr::UNSPECIFIED.into(), IpAddr::is_ipv6),
+    ] {
+        if !constraints.blocks.iter().any(|(address, _)| here(address)) {
+            excluded.push(subtree(all, 0));
         }
     }
-    let subtree = |address: IpAddr, prefix| GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(address, prefix));
-    for address in &constraints.addresses {
-        permitted.push(subtree(*address, if address.is_ipv4() { 32 } else { 128 }));
-    }
-    if !constraints.addresses.iter().any(IpAddr::is_ipv4) {
-        excluded.push(subtree(Ipv4Addr::UNSPECIFIED.into(), 0));
-    }
-    if !constraints.addresses.iter().any(IpAddr::is_ipv6) {
-        excluded.push(subtree(Ipv6Addr::UNSPECIFIED.into(), 0));
-    }
-    NameConstraints { permitted_subtrees: permitted, excluded_subtrees: excluded }
+    Some(NameConstraints { permitted_subtrees: permitted, excluded_subtrees: excluded })
 }
 
 fn pem(der: &[u8]) -> String {
@@ -206,4 +251,57 @@ fn pem(der: &[u8]) -> String {
     }
     pem.push_str("\n-----END CERTIFICATE-----\n");
     pem
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::client::danger::ServerCertVerifier as _;
+    use rustls_pki_types::pem::PemObject as _;
+    use rustls_pki_types::{ServerName, UnixTime};
+
+    use super::*;
+
+    /// Whether a client that trusts the authority takes its certificate for a host.
+    fn takes(ca: &Ca, host: &str, after: Duration) -> bool {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ca.pem().as_bytes()).unwrap()).unwrap();
+        let verifier = crate::proxy::tls::verifier(Arc::new(roots), &provider).unwrap();
+        let leaf = ca.leaf(&host.parse().unwrap()).unwrap();
+        let name = ServerName::try_from(host.to_owned()).unwrap();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(1_000_000_000) + after);
+        verifier.verify_server_cert(&leaf, &[], &name, &[], now).is_ok()
+    }
+
+    fn authority(policy: &str) -> Ca {
+        let broker = Broker::new(&crate::broker::Mint::from_key(&[1; 32]), "s", Vec::new()).unwrap();
+        let constraints = Constraints::new(&Policy::parse(policy).unwrap(), &broker);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        Ca::new(&constraints, now, &Arc::new(rustls::crypto::ring::default_provider())).unwrap()
+    }
+
+    #[test]
+    fn it_speaks_for_what_is_read_and_for_nothing_else() {
+        let day = Duration::from_secs(24 * 3600);
+        let ca = authority(
+            "rules:\n- {name: a, host: [api.test, '*.wide.test', deep.wide.test], methods: GET}\n- {name: b, host: through.test}\n\
+             - {name: c, address: 10.0.0.0/8, private: true, intercept: true}\n",
+        );
+        for (host, taken) in [
+            ("api.test", true),
+            ("x.wide.test", true),
+            ("10.1.2.3", true),
+            ("other.test", false),
+            ("through.test", false),
+            ("test", false),
+            ("notapi.test", false),
+            ("11.0.0.1", false),
+            ("2001:db8::1", false),
+        ] {
+            assert_eq!(takes(&ca, host, Duration::ZERO), taken, "{host}");
+        }
+        assert!(takes(&ca, "api.test", day) && !takes(&ca, "api.test", day * 60));
+        let nothing = authority("rules:\n- {name: b, host: through.test}\n");
+        assert!(["through.test", "10.0.0.1", "2001:db8::1"].iter().all(|host| !takes(&nothing, host, day)));
+    }
 }

@@ -168,7 +168,8 @@ async fn secure(shared: Arc<Shared>, stream: TcpStream, read: Bytes, to: Authori
         Verdict::Allowed { rule, grant, observed } => (rule, grant, observed),
         Verdict::Refused(refusal) => return refuse(&shared, stream, &to, "tls", refusal.into()).await,
     };
-    if treatment == Treatment::Intercept || shared.broker.names(&to) {
+    // What is never opened needs no opening for a credential: its placeholder is worth nothing where it arrives.
+    if treatment == Treatment::Intercept || (shared.broker.names(&to) && !shared.policy.stays_closed(&to)) {
         return intercept(shared, stream, read, to, (&rule, observed.as_ref()), slot).await;
     }
     if hello.encrypted {

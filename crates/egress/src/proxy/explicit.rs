@@ -63,14 +63,14 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, slot: Slot) {
         .max_headers(limits.headers)
         .max_header_size(limits.header_bytes);
     if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
-        tracing::debug!(%error, session = shared.id, "a connection to the proxy ended with an error");
+        requests::unread(&door, "proxy".to_owned(), &error).await;
     }
 }
 
 /// Says why, to somebody who may or may not read it.
 pub(super) fn say(stream: &TcpStream, fault: &Fault) {
     let text = format!(
-        "HTTP/1.1 {} {}\r\nContent-Type: text/plain; charset=utf-8\r\nX-Palisade-Reason: {}\r\nContent-Length: {}\r\n\
+        "HTTP/1.1 {} {}\r\nContent-Type: text/plain; charset=utf-8\r\nx-palisade-reason: {}\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n{}\n",
         fault.status.as_u16(),
         fault.status.canonical_reason().unwrap_or_default(),

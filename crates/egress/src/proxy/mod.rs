@@ -50,8 +50,6 @@ pub use dial::{Resolver, SystemResolver};
 pub use evidence::{Counters, Record};
 pub use session::{Listeners, PrepareError, Prepared, Session, SessionSpec};
 
-use crate::broker::Broker;
-use crate::policy::Policy;
 use crate::seam::Trail;
 
 /// Where a connection that was redirected was going.
@@ -204,10 +202,4 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
         SocketAddr::V4(_) => Ok(rustix::net::sockopt::ip_original_dst(stream)?.into()),
         SocketAddr::V6(_) => Ok(rustix::net::sockopt::ipv6_original_dst(stream)?.into()),
     }
-}
-
-/// For which hosts the authority of a session may speak.
-fn constraints(policy: &Policy, broker: &Broker) -> ca::Constraints {
-    let _ = (policy, broker);
-    ca::Constraints { any_name: true, ..ca::Constraints::default() }
 }

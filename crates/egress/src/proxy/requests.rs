@@ -92,8 +92,10 @@ where
 {
     let shared = Arc::clone(&door.shared);
     let limits = &shared.common.limits;
+    let to = door.to.as_ref().map(|to| to.text.clone()).unwrap_or_default();
+    let inner = Arc::clone(&door);
     let service = service_fn(move |request| {
-        let door = Arc::clone(&door);
+        let door = Arc::clone(&inner);
         async move { Ok::<_, Infallible>(answer(&door, request).await) }
     });
     let served = if two {
@@ -119,7 +121,19 @@ where
         builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await
     };
     if let Err(error) = served {
-        tracing::debug!(%error, session = shared.id, "a connection ended with an error");
+        unread(&door, to, &error).await;
+    }
+}
+
+/// Keeps that a connection ended since what came on it is no request. The library has answered it already.
+pub(super) async fn unread(door: &Door, to: String, error: &hyper::Error) {
+    let shared = &door.shared;
+    tracing::debug!(%error, session = shared.id, "a connection ended with an error");
+    if error.is_parse() {
+        door.requests.fetch_add(1, Relaxed);
+        let asked = Asked { kind: "request", to, protocol: door.scheme.as_str(), method: None, path: None };
+        let message = format!("the request is malformed: {error}");
+        shared.refuse(asked, Fault::refused(Reason::MalformedRequest, message)).await;
     }
 }
 
@@ -134,8 +148,8 @@ pub(super) async fn answer(door: &Arc<Door>, mut request: Request<Incoming>) -> 
     match exchange(door, parts, &mut body, upgrade).await {
         Ok(response) => response,
         Err(Told::Fault(fault)) => {
-            if let Some(body) = body.filter(|_| !waits) {
-                drain(body).await;
+            if let Some(body) = body.filter(|body| !waits && !body.is_end_stream()) {
+                door.shared.spawn(drain(body));
             }
             fault.answer()
         }
@@ -398,6 +412,16 @@ fn decide(
     match door.shared.policy.request(&request) {
         Verdict::Refused(refusal) => Err(refusal.into()),
         Verdict::Allowed { rule, grant, observed } => {
+            if grant.compared
+                && let Some(header) =
+                    policy::OVERRIDING_HEADERS.iter().find(|header| parts.headers.contains_key(**header))
+            {
+                let message = format!(
+                    "refused by the egress policy: the request has the header {header}, by which some servers take another method \
+                     or path than rule `{rule}` compared. Send the method and path that are meant"
+                );
+                return Err(Refusal::new(Reason::MalformedRequest, Some(rule), message).into());
+            }
             door.shared.budgets.request(&rule, Instant::now())?;
             if let (Some(most), Some(bytes)) = (grant.max_request_bytes, body_bytes)
                 && bytes > most

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::ca::{Ca, CaError};
+use super::ca::{Ca, CaError, Constraints};
 use super::evidence::{Asked, Counters, Record, Tally, count};
 use super::fault::Fault;
 use super::pool::Pool;
@@ -112,7 +112,7 @@ impl Drop for Held {
 
 impl Prepared {
     pub(super) fn new(common: Arc<Common>, spec: SessionSpec) -> Result<Prepared, PrepareError> {
-        let constraints = super::constraints(&spec.policy, &spec.broker);
+        let constraints = Constraints::new(&spec.policy, &spec.broker);
         let shared = Shared {
             ca: Ca::new(&constraints, spec.now, &common.provider)?,
             client: tls::Client::new(&common.verifier, &common.provider)?,

@@ -77,12 +77,16 @@ async fn a_program_that_knows_of_no_proxy_is_served_alike() {
     assert_eq!((parts.status.as_u16(), &body[..]), (200, &b"plain"[..]));
     // And with a whole URL, to the proxy.
     let mut sender = one(world.dial_proxy().await).await;
-    let request = Request::get(format!("http://{host}/y?z")).header("host", &host).header("proxy-authorization", "Basic eDp5");
+    let request =
+        Request::get(format!("http://{host}/y?z")).header("host", &host).header("proxy-authorization", "Basic eDp5");
     let (parts, _) = ask(&mut sender, request.header("connection", "x-hop").header("x-hop", "1"), full("")).await;
     assert_eq!(parts.status, 200);
     let (target, headers, _) = plain.requests().pop().unwrap();
     assert_eq!(target, "GET /y?z");
-    assert!(["proxy-authorization", "connection", "x-hop"].iter().all(|name| !headers.contains_key(*name)), "{headers:?}");
+    assert!(
+        ["proxy-authorization", "connection", "x-hop"].iter().all(|name| !headers.contains_key(*name)),
+        "{headers:?}"
+    );
     let protocols: Vec<_> = world.trail.all().iter().map(|(entry, _)| entry.protocol).collect();
     assert_eq!(protocols, ["http", "http"]);
     drop(sender);
@@ -117,7 +121,10 @@ async fn http_2_goes_end_to_end_with_trailers_and_many_at_a_time() {
     assert_eq!(in_time(response.into_body().collect()).await.unwrap().to_bytes(), "y");
     drop(waiting);
     let requests = upstream.requests();
-    assert_eq!((requests[0].2.clone(), &requests[0].1["te"]), (Bytes::from_static(b"ask"), &"trailers".parse().unwrap()));
+    assert_eq!(
+        (requests[0].2.clone(), &requests[0].1["te"]),
+        (Bytes::from_static(b"ask"), &"trailers".parse().unwrap())
+    );
     assert_eq!(upstream.seen.connections.load(Ordering::Relaxed), 1);
     drop(sender);
     world.close().await;
@@ -155,9 +162,13 @@ async fn events_arrive_one_by_one_and_heads_without_bodies_whole() {
         upstream.seen.go_on.notify_one();
     }
     assert!(in_time(events.frame()).await.is_none());
-    for (method, path, status) in [("GET", "/nothing", 204), ("GET", "/unmodified", 304), ("HEAD", "/x", 200), ("OPTIONS", "/x", 200)] {
-        let request = Request::builder().method(method).uri(path).header("host", &host).header("x-give-content-length", "77");
-        let request = if method == "HEAD" { request } else { Request::builder().method(method).uri(path).header("host", &host) };
+    for (method, path, status) in
+        [("GET", "/nothing", 204), ("GET", "/unmodified", 304), ("HEAD", "/x", 200), ("OPTIONS", "/x", 200)]
+    {
+        let request =
+            Request::builder().method(method).uri(path).header("host", &host).header("x-give-content-length", "77");
+        let request =
+            if method == "HEAD" { request } else { Request::builder().method(method).uri(path).header("host", &host) };
         let (parts, body) = ask(&mut sender, request, full("")).await;
         assert_eq!((parts.status.as_u16(), body.len()), (status, 0), "{path}");
         assert_eq!(parts.headers.contains_key("content-length"), method != "GET", "{path}: {:?}", parts.headers);
@@ -210,7 +221,8 @@ async fn what_need_not_be_read_is_passed_through_with_its_own_certificate() {
     let ca = TestCa::new();
     let upstream = Upstream::start(Some(ca.serve(&["api.test"], 9, BOTH))).await;
     let port = upstream.address.port();
-    let policy = format!("rules:\n- name: through\n  host: [api.test, wrong.test]\n  address: 127.0.0.1\n  ports: {port}\n");
+    let policy =
+        format!("rules:\n- name: through\n  host: [api.test, wrong.test]\n  address: 127.0.0.1\n  ports: {port}\n");
     let world = Setup::new(ca, policy).serve();
     for transparent in [true, false] {
         let stream = match transparent {
@@ -224,7 +236,10 @@ async fn what_need_not_be_read_is_passed_through_with_its_own_certificate() {
     until(|| world.trail.all().iter().filter(|(_, outcome)| outcome.is_some()).count() == 2).await;
     for (entry, outcome) in world.trail.all() {
         let outcome = outcome.unwrap();
-        assert_eq!((entry.kind, entry.protocol, entry.allowed, entry.rule.as_deref()), ("connect", "tls", true, Some("through")));
+        assert_eq!(
+            (entry.kind, entry.protocol, entry.allowed, entry.rule.as_deref()),
+            ("connect", "tls", true, Some("through"))
+        );
         assert!(outcome.sent > 200 && outcome.received > 500 && outcome.status.is_none(), "{outcome:?}");
     }
     // Two of the client's, and one of the proxy's own, to see the certificate. It is remembered.
@@ -320,7 +335,10 @@ async fn a_session_that_is_closed_takes_everything_with_it() {
     let seen = Arc::clone(&upstream.seen);
     let trail = world.close().await;
     assert!(in_time(events.frame()).await.unwrap().is_err());
-    assert_eq!(in_time(async { idle.readable().await.map(|()| idle.try_read(&mut [0; 9])) }).await.unwrap().unwrap_or(0), 0);
+    assert_eq!(
+        in_time(async { idle.readable().await.map(|()| idle.try_read(&mut [0; 9])) }).await.unwrap().unwrap_or(0),
+        0
+    );
     assert_eq!(trail.only().await.1.error, Some("cut_off"));
     assert_eq!(seen.connections.load(Ordering::Relaxed), 1);
 }

@@ -50,9 +50,11 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
+static AUTHORITIES: AtomicU64 = AtomicU64::new(0);
+
 /// An authority of upstream certificates.
 pub(crate) struct TestCa {
-    issuer: Issuer<'static, KeyPair>,
+    pub(crate) issuer: Issuer<'static, KeyPair>,
     pub(crate) der: CertificateDer<'static>,
 }
 
@@ -61,6 +63,9 @@ impl TestCa {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Each its own, so that none is taken for another.
+        let number = AUTHORITIES.fetch_add(1, Ordering::Relaxed);
+        params.distinguished_name.push(rcgen::DnType::CommonName, format!("Test authority {number}"));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let der = params.self_signed(&key).unwrap().der().clone();
         TestCa { issuer: Issuer::new(params, key), der }
@@ -69,13 +74,17 @@ impl TestCa {
     /// A server's configuration with a certificate for `names`, valid for so many days from now.
     pub(crate) fn serve(&self, names: &[&str], days: i64, alpn: &[&str]) -> Arc<ServerConfig> {
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
+        let mut params =
+            CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
         let day = Duration::from_secs(24 * 3600);
         #[expect(clippy::disallowed_methods, reason = "a test's certificates are valid now")]
         let now = SystemTime::now();
         params.not_before = (now - day * 30).into();
-        params.not_after =
-            if days < 0 { (now - day * u32::try_from(-days).unwrap()).into() } else { (now + day * u32::try_from(days).unwrap()).into() };
+        params.not_after = if days < 0 {
+            (now - day * u32::try_from(-days).unwrap()).into()
+        } else {
+            (now + day * u32::try_from(days).unwrap()).into()
+        };
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let mut config = ServerConfig::builder_with_provider(provider())
@@ -193,7 +202,8 @@ async fn respond(mut request: Request<Incoming>, seen: Arc<Seen>) -> Result<Resp
                 }
                 stream.shutdown().await
             });
-            let response = Response::builder().status(101).header("connection", "upgrade").header("upgrade", "websocket");
+            let response =
+                Response::builder().status(101).header("connection", "upgrade").header("upgrade", "websocket");
             Ok(response.body(full("")).unwrap())
         }
         "/nothing" => {
@@ -207,8 +217,12 @@ async fn respond(mut request: Request<Incoming>, seen: Arc<Seen>) -> Result<Resp
         "/cut" => {
             keep(Bytes::new());
             let (send, receive) = mpsc::channel(4);
-            send.send(Ok(Frame::data(Bytes::from_static(b"half")))).await.unwrap();
-            send.send(Err(broken())).await.unwrap();
+            let seen = Arc::clone(&seen);
+            tokio::spawn(async move {
+                send.send(Ok(Frame::data(Bytes::from_static(b"half")))).await.unwrap();
+                seen.go_on.notified().await;
+                send.send(Err(broken())).await.unwrap();
+            });
             Ok(Response::new(BodyExt::boxed(StreamBody::new(receiver(receive)))))
         }
         "/reset" => {
@@ -217,7 +231,8 @@ async fn respond(mut request: Request<Incoming>, seen: Arc<Seen>) -> Result<Resp
         }
         "/alternative" => {
             keep(Bytes::new());
-            let response = Response::builder().header("alt-svc", "h3=\":443\"").header("connection", "x-hop").header("x-hop", "1");
+            let response =
+                Response::builder().header("alt-svc", "h3=\":443\"").header("connection", "x-hop").header("x-hop", "1");
             Ok(response.body(full("ok")).unwrap())
         }
         _ => {
@@ -432,7 +447,10 @@ impl World {
     /// Asks the proxy for a tunnel. The head of its answer, when it is no tunnel.
     pub(crate) async fn tunnel(&self, to: &str) -> Result<TcpStream, String> {
         let mut stream = self.dial_proxy().await;
-        stream.write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n").as_bytes()).await.unwrap();
+        stream
+            .write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
         let head = head(&mut stream).await;
         if head.starts_with("HTTP/1.1 200 ") { Ok(stream) } else { Err(head + &rest(&mut stream).await) }
     }
