@@ -69,6 +69,11 @@ pub enum Flaw {
     /// The head file cannot be read.
     #[error("the head file is damaged")]
     HeadDamaged,
+    /// The head file is not signed with a key that is trusted here.
+    #[error(
+        "the head file is not signed with a key that is trusted here, though the trail is: the head was moved, or is not its writer's"
+    )]
+    HeadForged,
     /// A checkpoint does not fit where it stands.
     #[error("it is a checkpoint that speaks of another place in the chain")]
     CheckpointMoved,

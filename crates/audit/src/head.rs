@@ -1,7 +1,8 @@
 //! The head file: how far the chain went, so that a missing end is seen.
 //!
 //! Two lines of equal length, written in turn, so that one is whole whenever the machine stops. It is written after the records it
-//! speaks of are durable, and can be behind them, never ahead.
+//! speaks of are durable, and can be behind them, never ahead. Where there is a signer each line is signed: who has the directory
+//! can then neither move the head nor, while nobody writes, add records that the next writer would take for its predecessor's.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -9,12 +10,24 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use crate::record::{Hash, Seq};
+use crate::sign::{PublicKey, Signer};
 
 /// The file's name in its directory.
 pub(crate) const NAME: &str = "head";
 
-/// `SEQ HASH CHECK\n`: the number with 20 digits, the hash, and the hash of all that with 64 digits.
-const SLOT: usize = 20 + 1 + 64 + 1 + 64 + 1;
+/// `SEQ HASH SIGNATURE CHECK\n`: the number with 20 digits, the hash, the signature in base64, and the hash of all that.
+const SLOT: usize = 20 + 1 + 64 + 1 + SIGNATURE + 1 + 64 + 1;
+
+/// Characters of a signature.
+const SIGNATURE: usize = 88;
+
+/// What stands for a signature where there is none.
+const UNSIGNED: [u8; SIGNATURE] = [b'-'; SIGNATURE];
+
+/// What is signed.
+fn statement(seq: Seq, hash: Hash) -> String {
+    format!("palisade audit head 1\nseq {seq}\nhash {hash}\n")
+}
 
 /// How often a file that looks torn is read again: a writer may be at it.
 const READS: usize = 5;
@@ -26,28 +39,39 @@ pub(crate) struct Said {
     pub(crate) seq: Seq,
     /// Its hash.
     pub(crate) hash: Hash,
+    signature: [u8; SIGNATURE],
     /// Whether one of the two lines is damaged. A machine that stops while a line is written leaves it so.
     pub(crate) torn: bool,
+}
+
+impl Said {
+    /// Whether one of these keys has signed it. Before the first record there is nothing to sign.
+    pub(crate) fn signed_by(&self, keys: &[PublicKey]) -> bool {
+        let signature = std::str::from_utf8(&self.signature).unwrap_or_default();
+        self.seq == 0 || keys.iter().any(|key| key.holds(&statement(self.seq, self.hash), signature))
+    }
 }
 
 /// An open head file.
 #[derive(Debug)]
 pub(crate) struct HeadFile {
     file: File,
+    signer: Option<Signer>,
     /// Which line is written next.
     next: u64,
 }
 
-fn slot(seq: Seq, hash: Hash) -> String {
-    let text = format!("{seq:020} {hash}");
+fn slot(seq: Seq, hash: Hash, signature: [u8; SIGNATURE]) -> String {
+    let text = format!("{seq:020} {hash} {}", std::str::from_utf8(&signature).unwrap_or_default());
     let check = Hash::of(text.as_bytes());
     format!("{text} {check}\n")
 }
 
-fn parse(line: &[u8]) -> Option<(Seq, Hash)> {
+fn parse(line: &[u8]) -> Option<Said> {
     let text = std::str::from_utf8(line).ok()?;
     let (seq, hash) = (text.get(..20)?.parse().ok()?, text.get(21..85)?.parse().ok()?);
-    (slot(seq, hash).as_bytes() == line).then_some((seq, hash))
+    let signature = text.as_bytes().get(86..86 + SIGNATURE)?.try_into().ok()?;
+    (slot(seq, hash, signature).as_bytes() == line).then_some(Said { seq, hash, signature, torn: false })
 }
 
 /// Reads a head file; `None` when there is none.
@@ -77,11 +101,8 @@ fn said(bytes: &[u8]) -> Result<Said, Damaged> {
     }
     let (first, second) = bytes.split_at(SLOT);
     match (parse(first), parse(second)) {
-        (Some(first), Some(second)) => {
-            let (seq, hash) = first.max(second);
-            Ok(Said { seq, hash, torn: false })
-        }
-        (Some((seq, hash)), None) | (None, Some((seq, hash))) => Ok(Said { seq, hash, torn: true }),
+        (Some(first), Some(second)) => Ok(if first.seq > second.seq { first } else { second }),
+        (Some(said), None) | (None, Some(said)) => Ok(Said { torn: true, ..said }),
         (None, None) => Err(Damaged),
     }
 }
@@ -90,7 +111,7 @@ impl HeadFile {
     /// Makes the file of a chain that has no record: all of it or nothing is there after a crash.
     pub(crate) fn create(dir: &Path) -> io::Result<()> {
         let new = dir.join("head.new");
-        let start = slot(0, Hash::NONE);
+        let start = slot(0, Hash::NONE, UNSIGNED);
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all_at(format!("{start}{start}").as_bytes(), 0)?;
@@ -99,9 +120,9 @@ impl HeadFile {
     }
 
     /// Opens the file and makes both of its lines whole.
-    pub(crate) fn open(dir: &Path, seq: Seq, hash: Hash) -> io::Result<HeadFile> {
+    pub(crate) fn open(dir: &Path, signer: Option<Signer>, seq: Seq, hash: Hash) -> io::Result<HeadFile> {
         let file = OpenOptions::new().write(true).open(dir.join(NAME))?;
-        let mut head = HeadFile { file, next: 0 };
+        let mut head = HeadFile { file, signer, next: 0 };
         // The one that is surely whole is overwritten last: it may be either, so the disk has the first before the second is begun.
         let said = std::fs::read(dir.join(NAME))?;
         head.next = u64::from(said.get(..SLOT).and_then(parse).is_some());
@@ -114,7 +135,10 @@ impl HeadFile {
 
     /// Says that the chain has reached a record, which is durable.
     pub(crate) fn write(&mut self, seq: Seq, hash: Hash) -> io::Result<()> {
-        self.file.write_all_at(slot(seq, hash).as_bytes(), self.next * SLOT as u64)?;
+        let signature = self.signer.as_ref().map(|signer| signer.sign(&statement(seq, hash)));
+        // A signature has 64 bytes, which are 88 characters.
+        let signature = signature.and_then(|text| text.into_bytes().try_into().ok()).unwrap_or(UNSIGNED);
+        self.file.write_all_at(slot(seq, hash, signature).as_bytes(), self.next * SLOT as u64)?;
         self.next ^= 1;
         Ok(())
     }
@@ -134,7 +158,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read(dir.path()).unwrap(), None);
         HeadFile::create(dir.path()).unwrap();
-        let mut head = HeadFile::open(dir.path(), 3, Hash::of(b"3")).unwrap();
+        let mut head = HeadFile::open(dir.path(), None, 3, Hash::of(b"3")).unwrap();
         for seq in 4..9 {
             head.write(seq, Hash::of(&[9])).unwrap();
             let said = read(dir.path()).unwrap().unwrap().unwrap();
@@ -156,8 +180,9 @@ mod tests {
             let mut bytes = whole.clone();
             bytes[torn] = 0;
             std::fs::write(&path, &bytes).unwrap();
-            HeadFile::open(dir.path(), 9, Hash::NONE).unwrap();
-            assert_eq!(read(dir.path()).unwrap().unwrap(), Ok(Said { seq: 9, hash: Hash::NONE, torn: false }));
+            HeadFile::open(dir.path(), None, 9, Hash::NONE).unwrap();
+            let whole = Said { seq: 9, hash: Hash::NONE, signature: UNSIGNED, torn: false };
+            assert_eq!(read(dir.path()).unwrap().unwrap(), Ok(whole));
         }
     }
 }

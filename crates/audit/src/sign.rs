@@ -106,9 +106,14 @@ impl Signer {
         self.public
     }
 
+    /// The signature of a statement, in base64.
+    pub(crate) fn sign(&self, statement: &str) -> String {
+        STANDARD.encode(self.pair.sign(statement.as_bytes()))
+    }
+
     /// The body of the checkpoint that follows a record.
     pub(crate) fn checkpoint(&self, seq: Seq, hash: Hash, time: &str, every: u64) -> Checkpoint {
-        let signature = STANDARD.encode(self.pair.sign(statement(seq, hash, time, every).as_bytes()));
+        let signature = self.sign(&statement(seq, hash, time, every));
         Checkpoint { seq, hash: hash.to_string(), every, key: self.public.id(), signature }
     }
 }

@@ -288,21 +288,19 @@ impl Walk {
     /// What can be said when there are no more records.
     fn end(&mut self, head: Said) {
         let last = self.next - 1;
+        let signed = self.report.signed.as_ref();
         let flaw = if last < head.seq {
             Flaw::Truncated { last, head: head.seq }
+        } else if let Some(signed) = signed.filter(|signed| last - signed.last.seq > self.every) {
+            self.next = signed.last.seq + self.every + 1;
+            Flaw::Unsigned
+        } else if signed.is_none() && self.must_be_signed && last > 0 {
+            self.next = 1;
+            Flaw::Unsigned
+        } else if (signed.is_some() || self.must_be_signed) && !head.signed_by(&self.keys) {
+            Flaw::HeadForged
         } else {
-            match &self.report.signed {
-                Some(signed) if last - signed.last.seq <= self.every => return,
-                Some(signed) => {
-                    self.next = signed.last.seq + self.every + 1;
-                    Flaw::Unsigned
-                }
-                None if self.must_be_signed && last > 0 => {
-                    self.next = 1;
-                    Flaw::Unsigned
-                }
-                None => return,
-            }
+            return;
         };
         self.broken(None, flaw);
     }

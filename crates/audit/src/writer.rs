@@ -95,6 +95,17 @@ struct Gap {
     cause: String,
 }
 
+/// What a trail that was not closed was found like.
+#[derive(Debug, Serialize)]
+struct Recovered {
+    /// Bytes of an unfinished end, cut off.
+    cut_bytes: u64,
+    /// Records after the one that the head file names: they verify, but the head does not vouch for them.
+    beyond_head: u64,
+    /// Whether a line of the head file was damaged.
+    head_torn: bool,
+}
+
 pub(crate) struct Writer {
     dir: PathBuf,
     options: Options,
@@ -163,7 +174,8 @@ impl Writer {
             tracing::warn!(dir = %dir.display(), bytes, after = head.seq, "cut off the unfinished end of the audit trail");
             file.set_len(walk.length).and_then(|()| file.sync_all()).map_err(failed("cut off its unfinished end"))?;
         }
-        let head_file = HeadFile::open(dir, head.seq, head.hash).map_err(failed("open the head file"))?;
+        let signer = options.signer.clone();
+        let head_file = HeadFile::open(dir, signer, head.seq, head.hash).map_err(failed("open the head file"))?;
         let unsigned = walk.report.signed.as_ref().map_or(head.seq, |signed| head.seq - signed.last.seq);
         let mut writer = Writer {
             dir: dir.to_owned(),
@@ -185,12 +197,20 @@ impl Writer {
             buffer: Vec::new(),
             _lock: lock,
         };
+        if writer.options.signer.is_some() && unsigned > 0 {
+            // By itself: what is there may be as much as its last checkpoint lets follow.
+            writer.write(true).map_err(|why| failed(why.step)(why.cause))?;
+        }
         if head.seq == 0 {
             writer.own("trail.began", &serde_json::json!({ "format": FORMAT, "trail": random_id() }));
         }
-        if walk.report.torn_bytes > 0 || walk.head_torn {
-            let found = serde_json::json!({ "cut_bytes": walk.report.torn_bytes, "head_torn": walk.head_torn });
-            writer.own("trail.recovered", &found);
+        let recovered = Recovered {
+            cut_bytes: walk.report.torn_bytes,
+            beyond_head: walk.report.beyond_head,
+            head_torn: walk.head_torn,
+        };
+        if recovered.cut_bytes > 0 || recovered.beyond_head > 0 || recovered.head_torn {
+            writer.own("trail.recovered", &recovered);
         }
         let signed = writer.options.signer.as_ref().map(|signer| signer.public_key().id());
         writer.own("trail.opened", &serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "key": signed }));
@@ -269,6 +289,12 @@ impl Writer {
         self.settle(self.chain.unsigned > 0);
         if let Err(why) = self.head.sync() {
             tracing::warn!(error = %why, "the head of the audit trail may not be on the disk");
+        }
+        if !self.waiting.is_empty() {
+            tracing::error!(
+                records = self.waiting.len(),
+                "records of the audit trail were lost: it was closed while it could not be written"
+            );
         }
         // Who waits for the end finds the directory free.
         drop(self);
@@ -411,13 +437,14 @@ impl Writer {
 
     /// One record behind the chain, and a checkpoint if it is time for one.
     fn push(&mut self, middle: &str) -> Result<Seq, Fault> {
+        // Before the record that would be one too many, so that no crash leaves more than are allowed.
+        if self.chain.unsigned >= self.options.checkpoint_records {
+            self.sign()?;
+        }
         let time = (self.options.clock)().to_string();
         let seq = self.chain.head.seq + 1;
         let hash = record::write(&mut self.buffer, seq, &time, middle, self.chain.head.hash);
         self.chain = Chain { head: Head { seq, hash }, unsigned: self.chain.unsigned + 1 };
-        if self.chain.unsigned >= self.options.checkpoint_records {
-            self.sign()?;
-        }
         Ok(seq)
     }
 

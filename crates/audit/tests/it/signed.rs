@@ -53,7 +53,10 @@ fn rewrite(dir: &Path, change: impl Fn(u64, &str) -> Option<String>) {
         }
     }
     std::fs::write(dir.join("00000000000000000001.jsonl"), out).unwrap();
-    let head = format!("{seq:020} {prev}");
+    // The best signature that there is: that of the head as it was.
+    let old = std::fs::read_to_string(dir.join("head")).unwrap();
+    let old = old.lines().max().unwrap().split(' ').nth(2).unwrap().to_owned();
+    let head = format!("{seq:020} {prev} {old}");
     let head = format!("{head} {}\n", hex(&head));
     std::fs::write(dir.join("head"), format!("{head}{head}")).unwrap();
 }
@@ -147,6 +150,56 @@ async fn who_writes_the_whole_chain_anew_is_found_out() {
         Some(if seq == last { body.replace("\"every\":10", "\"every\":1000000") } else { body.to_owned() })
     });
     assert!(matches!(flaw(verify(&audit).unwrap()), Some(Flaw::Forged { .. })));
+}
+
+/// Adds a record behind the end, with a good hash; the head stays as it is.
+fn add(dir: &Path) {
+    let last = all(dir).pop().unwrap();
+    let line = format!(
+        r#"{{"seq":{},"time":"{}","kind":"egress.request","session":"sesn_9","body":{{}},"prev":"{}""#,
+        last.seq + 1,
+        last.time,
+        last.hash
+    );
+    let hash: String = digest(&SHA256, line.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut segments: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    segments.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
+    let segment = segments.into_iter().max().unwrap();
+    let text = std::fs::read_to_string(&segment).unwrap();
+    std::fs::write(segment, format!("{text}{line},\"hash\":\"{hash}\"}}\n")).unwrap();
+}
+
+#[tokio::test]
+async fn the_end_is_the_writers() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = dir.path().join("audit");
+    let signer = Signer::open(&dir.path().join("key")).unwrap();
+
+    // Cut off behind a checkpoint, with the head moved back: all that is left is signed, but for the head.
+    fill(&audit, &signer, 25).await;
+    let first = all(&audit).into_iter().find(|record| record.kind == "trail.checkpoint").unwrap().seq;
+    rewrite(&audit, |seq, body| if seq > first { None } else { Some(body.to_owned()) });
+    assert_eq!(flaw(verify(&audit).unwrap()), Some(Flaw::HeadForged));
+    assert!(matches!(Trail::open(&audit, signed_options(&signer)), Err(OpenError::Broken { .. })));
+    std::fs::remove_dir_all(&audit).unwrap();
+
+    // Added while nobody writes, with the head moved on.
+    fill(&audit, &signer, 25).await;
+    add(&audit);
+    rewrite(&audit, |_, body| Some(body.to_owned()));
+    assert_eq!(flaw(verify(&audit).unwrap()), Some(Flaw::HeadForged));
+    std::fs::remove_dir_all(&audit).unwrap();
+
+    // Added, with the head as it was: a crash could leave it so, and the next writer says what it found.
+    fill(&audit, &signer, 25).await;
+    add(&audit);
+    let report = verify(&audit).unwrap();
+    assert!(report.intact() && report.beyond_head == 1, "{report:?}");
+    fill(&audit, &signer, 1).await;
+    let recovered = all(&audit).into_iter().find(|record| record.kind == "trail.recovered").unwrap();
+    assert_eq!(recovered.body.get(), r#"{"cut_bytes":0,"beyond_head":1,"head_torn":false}"#);
+    let report = verify_with(&audit, &[signer.public_key()]).unwrap();
+    assert!(report.intact() && report.beyond_head == 0, "{report:?}");
 }
 
 fn other_after(seq: u64, after: u64, body: &str) -> Option<String> {

@@ -190,7 +190,10 @@ async fn an_unfinished_line_is_cut_off_and_that_is_recorded() {
         assert_eq!((report.intact(), report.torn_bytes, report.records), (true, 0, 55));
         let recovered = all(dir.path()).into_iter().find(|record| record.seq == 53).unwrap();
         assert_eq!(recovered.kind, "trail.recovered");
-        assert_eq!(recovered.body.get(), format!(r#"{{"cut_bytes":{},"head_torn":false}}"#, rest.len()));
+        assert_eq!(
+            recovered.body.get(),
+            format!(r#"{{"cut_bytes":{},"beyond_head":0,"head_torn":false}}"#, rest.len())
+        );
     }
 }
 
