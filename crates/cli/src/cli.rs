@@ -7,7 +7,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Address, Client};
 use crate::commands::{
-    agents, backup, bench, checkpoints, completions, cp, demo, doctor, environments, exec, forward, images, keys, live,
+    agents, backup, bench, checkpoints, completions, cp, demo, doctor, egress, environments, exec, forward, images, keys, live,
     preview, ps, run, sandbox, server, sessions, ssh, up, worker,
 };
 use crate::output::{Failure, Format, Outcome, Output};
@@ -97,6 +97,9 @@ enum Command {
     Resume(live::ResumeArgs),
     /// Check whether this machine can run sandboxes, and say what to change where it cannot.
     Doctor(doctor::DoctorArgs),
+    /// Check what may leave sandboxes, and see what has left.
+    #[command(subcommand)]
+    Egress(egress::EgressCommand),
     /// Attack sandboxes of this machine, and say which guarantees hold.
     #[command(subcommand)]
     Sandbox(sandbox::SandboxCommand),
@@ -213,6 +216,7 @@ fn dispatch(command: Command, out: Output) -> Outcome {
         Command::Pause(args) => block_on(live::pause(&args, out))?,
         Command::Resume(args) => block_on(live::resume(&args, out))?,
         Command::Doctor(args) => doctor::run(&args, out),
+        Command::Egress(command) => egress::run(&command, out),
         Command::Sandbox(command) => sandbox::run(&command, out),
         Command::Bench(args) => block_on(bench::run(&args, out))?,
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),

@@ -10,6 +10,7 @@ use palisade_sandbox::disk::Limit;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::egress::Whose;
 use crate::client::{CallError, Client, Credential};
 use crate::hands::{Hands, Plan};
 use crate::journal::Journal;
@@ -233,7 +234,21 @@ async fn serve_session(
             Err(_) => return Verdict::failed(format!("the session's metadata {ORIGIN:?} names no checkpoint")),
         }
     }
-    let skills = found.agent.unwrap_or_default().skills.unwrap_or_default();
+    let agent = found.agent.unwrap_or_default();
+    if let Some(egress) = &shared.options.egress {
+        let whose = Whose {
+            session: session.to_string(),
+            environment: shared.options.environment_id.to_string(),
+            agent: agent.id,
+            agent_name: agent.name,
+            vaults: found.vault_ids.unwrap_or_default(),
+        };
+        match egress.way(&whose).await {
+            Ok(way) => hands.lead(way),
+            Err(reason) => return Verdict::failed(format!("the session's way out cannot be made: {reason}")),
+        }
+    }
+    let skills = agent.skills.unwrap_or_default();
     if let Err(reason) = prepare_skills(shared, credential, session, home, hands, &skills).await {
         return Verdict::failed(reason);
     }

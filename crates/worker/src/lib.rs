@@ -10,6 +10,7 @@
 
 mod answer;
 mod client;
+mod egress;
 mod hands;
 mod item;
 mod journal;
@@ -30,6 +31,7 @@ mod worker;
 mod workspace;
 
 pub use client::ClientError;
+pub use egress::{Credentials, CredentialsError, Egress, EgressOptions, OpenError};
 pub use observe::{Observation, Observer};
 pub use options::{Before, Checkpoints, Mode, Options};
 pub use pace::Pace;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use palisade_api::{EnvironmentId, Secret};
 use palisade_sandbox::{Driver, Facility, Limits, Rootfs};
 
+use crate::egress::Egress;
 use crate::observe::Observer;
 use crate::pace::Pace;
 
@@ -111,6 +112,8 @@ pub struct Options {
     pub allow_preview: bool,
     /// Where SSH into live sessions is served; nowhere when absent. It needs the local admin API, which lets people in.
     pub ssh: Option<SocketAddr>,
+    /// What lets sessions reach the outside; without it nothing does.
+    pub egress: Option<Arc<Egress>>,
     /// Hears what happens.
     pub on_event: Option<Observer>,
 }
@@ -151,6 +154,7 @@ impl Options {
             admin: true,
             allow_preview: false,
             ssh: None,
+            egress: None,
             on_event: None,
         }
     }

@@ -99,6 +99,8 @@ pub(crate) struct Session {
     #[serde(default)]
     pub(crate) agent: Option<SessionAgent>,
     #[serde(default)]
+    pub(crate) vault_ids: Option<Vec<String>>,
+    #[serde(default)]
     pub(crate) resources: Option<Vec<SessionResource>>,
     #[serde(default, deserialize_with = "texts")]
     pub(crate) metadata: HashMap<String, String>,
@@ -112,6 +114,10 @@ fn texts<'de, D: serde::Deserializer<'de>>(from: D) -> Result<HashMap<String, St
 
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct SessionAgent {
+    #[serde(default)]
+    pub(crate) id: Option<String>,
+    #[serde(default)]
+    pub(crate) name: Option<String>,
     #[serde(default)]
     pub(crate) skills: Option<Vec<SkillRef>>,
 }

@@ -9,6 +9,7 @@ pub(crate) mod cp;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod drivers;
+pub(crate) mod egress;
 pub(crate) mod environments;
 pub(crate) mod exec;
 pub(crate) mod forward;

@@ -10,12 +10,13 @@ use clap::{Args, ValueEnum};
 use palisade_api::{EnvironmentId, Secret};
 use palisade_image::{Policy, PublicKey, Registries, Store as ImageStore};
 use palisade_sandbox::{Facility, Limits, Native, PoolOptions, Report, Rootfs, Status};
-use palisade_worker::{Before, Checkpoints, Mode, Observation, Observer, Options, Summary, Worker};
+use palisade_worker::{Before, Checkpoints, Egress, EgressOptions, Mode, Observation, Observer, Options, Summary, Worker};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{StateDir, block_on};
 use crate::commands::drivers::DriverArgs;
+use crate::commands::egress;
 use crate::local::{self, LogFormat};
 use crate::output::{Context as _, Failure, Outcome, Output};
 use crate::secret::{self, Source};
@@ -130,6 +131,15 @@ pub(crate) struct ServingArgs {
     /// Sandboxes that are made in advance and wait for sessions; 0: none.
     #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Sandbox")]
     pool: u16,
+    /// What sessions may reach, by environment and agent (docs/reference/egress-policy.md). Without it nothing leaves a sandbox.
+    #[arg(long, value_name = "FILE", help_heading = "Egress")]
+    egress: Option<PathBuf>,
+    /// Credentials that the egress service puts into requests, and where their values come from (docs/egress.md).
+    #[arg(long, value_name = "FILE", requires = "egress", help_heading = "Egress")]
+    credentials: Option<PathBuf>,
+    /// Certificate authorities (PEM) of upstreams besides the system's.
+    #[arg(long, value_name = "FILE", requires = "egress", help_heading = "Egress")]
+    upstream_ca: Option<PathBuf>,
     /// Take a checkpoint of the workspace before calls that can change it.
     #[arg(long, value_enum, default_value_t, value_name = "CALLS", help_heading = "Checkpoints")]
     checkpoint_before: Calls,
@@ -230,7 +240,30 @@ impl ServingArgs {
             tmp_bytes: mib(self.tmp_mib),
             ..Limits::default()
         };
+        options.egress = self.egress(options).await?;
         Ok(())
+    }
+
+    /// The egress service, where there is a policy for it.
+    async fn egress(&self, options: &Options) -> Outcome<Option<Arc<Egress>>> {
+        let Some(policy) = &self.egress else { return Ok(None) };
+        if !options.driver.capabilities().egress {
+            return Err(Failure::new("--egress cannot be used")
+                .why(format!("the {} driver leads no network to the egress service", options.driver.name()))
+                .fix("use the native driver"));
+        }
+        let policies = egress::policies(policy)?;
+        let credentials = egress::credentials(self.credentials.as_deref())?;
+        let settings = EgressOptions {
+            policies,
+            credentials,
+            upstream_ca: self.upstream_ca.clone(),
+            trail: options.state_dir.join("audit"),
+            now: egress::now,
+        };
+        let opened = tokio::task::spawn_blocking(move || Egress::open(settings)).await;
+        let opened = opened.context("the egress service cannot be started")?;
+        opened.context("the egress service cannot be started").map(Some)
     }
 }
 

@@ -13,6 +13,7 @@ use palisade_checkpoint::{Id, Layer, Store};
 use palisade_sandbox::{Driver, Sandbox, Spec, ToolCall, ToolOutput, Workspace};
 use tokio::sync::{Mutex, watch};
 
+use crate::egress::{Led, Told, Way};
 use crate::ledger::Call;
 use crate::observe::Observation;
 use crate::options::Checkpoints;
@@ -42,6 +43,8 @@ pub(crate) struct Hands {
     observe: Arc<dyn Fn(Observation) + Send + Sync>,
     /// The checkpoint that a fresh workspace starts from.
     origin: std::sync::Mutex<Option<Id>>,
+    /// Where its sandboxes' network leads to; nowhere when there is none.
+    way: std::sync::Mutex<Option<Arc<Way>>>,
     live: Arc<Mutex<Option<Live>>>,
     /// The item has ended; whoever continues the session may be at its workspace.
     closed: AtomicBool,
@@ -76,6 +79,8 @@ pub(crate) struct Place {
 /// A sandbox that is up.
 struct Live {
     sandbox: Arc<Sandbox>,
+    /// Where its network leads to.
+    led: Option<Led>,
     /// The layer that it has mounted; the store keeps it as long as this is held.
     _layer: Option<Layer>,
 }
@@ -94,6 +99,7 @@ impl Hands {
             session,
             observe,
             origin: std::sync::Mutex::default(),
+            way: std::sync::Mutex::default(),
             live,
             closed: AtomicBool::new(false),
             calls: AtomicU64::new(0),
@@ -106,6 +112,11 @@ impl Hands {
     /// Has a workspace that was never there start from a checkpoint.
     pub(crate) fn start_from(&self, checkpoint: Id) {
         *self.origin.lock().unwrap_or_else(PoisonError::into_inner) = Some(checkpoint);
+    }
+
+    /// Has the sandboxes that are started from now on led to the egress service.
+    pub(crate) fn lead(&self, way: Option<Way>) {
+        *self.way.lock().unwrap_or_else(PoisonError::into_inner) = way.map(Arc::new);
     }
 
     /// The sandbox, started if there is none. Whoever asks meanwhile waits for the same one.
@@ -164,8 +175,16 @@ impl Hands {
         } else {
             Workspace::Layered { lower: place.lower, upper: place.directory }
         };
-        let spec = Spec { workspace, ..self.plan.spec.clone() };
+        let mut spec = Spec { workspace, ..self.plan.spec.clone() };
+        let told = self.told().await?;
+        if let Some(told) = &told {
+            spec.egress = true;
+            spec.given.extend(told.given.iter().cloned());
+            // What the operator sets for sandboxes stays, but for what would lead past the service or to a real credential.
+            spec.env.extend(told.env.iter().cloned());
+        }
         let created = self.plan.driver.create(spec).await.map_err(|error| error.to_string())?;
+        let led = told.map(|told| told.serve(created.network())).transpose().map_err(|error| error.to_string())?;
         let took = began.elapsed();
         tracing::info!(
             session = &*self.session,
@@ -175,7 +194,16 @@ impl Hands {
         );
         let report = Box::new(created.report().clone());
         (self.observe)(Observation::SandboxStarted { session: self.session.to_string(), took, report });
-        Ok(Live { sandbox: Arc::new(created), _layer: place.layer })
+        Ok(Live { sandbox: Arc::new(created), led, _layer: place.layer })
+    }
+
+    /// What the next sandbox is told of its way out.
+    async fn told(&self) -> Result<Option<Told>, String> {
+        let way = self.way.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(way) = way else { return Ok(None) };
+        let directory = self.plan.home.trust.clone();
+        let told = tokio::task::spawn_blocking(move || way.prepare(&directory)).await;
+        told.map_err(|error| error.to_string())?.map(Some).map_err(|error| error.to_string())
     }
 
     /// The layers of the workspace, made where they are missing. What a transactional call left unfinished is undone first.
@@ -262,10 +290,13 @@ impl Hands {
     async fn discard(&self, dead: &Arc<Sandbox>) {
         let mut live = self.live.lock().await;
         if live.as_ref().is_some_and(|current| Arc::ptr_eq(&current.sandbox, dead)) {
-            *live = None;
+            let led = live.take().and_then(|live| live.led);
             // Others may hold on to what is left of it.
             if let Err(error) = dead.destroy().await {
                 tracing::warn!(session = &*self.session, %error, "the sandbox did not end cleanly");
+            }
+            if let Some(led) = led {
+                led.close().await;
             }
         }
     }
@@ -288,6 +319,10 @@ impl Hands {
         let mut live = self.live.lock().await;
         self.closed.store(true, Ordering::Relaxed);
         self.end(&mut live).await;
+        let way = self.way.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(way) = way {
+            way.end().await;
+        }
         self.recover().await;
     }
 
@@ -311,6 +346,10 @@ impl Hands {
         }
         if let Err(error) = ended.sandbox.destroy().await {
             tracing::warn!(session = &*self.session, %error, "the sandbox did not end cleanly");
+        }
+        if let Some(led) = ended.led {
+            tracing::info!(session = &*self.session, counters = ?led.counters(), "egress ends");
+            led.close().await;
         }
     }
 }

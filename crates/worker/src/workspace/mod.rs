@@ -33,6 +33,8 @@ pub(crate) struct Home {
     layers: PathBuf,
     /// Names of the skills that are in the workspace, as JSON: what may be removed from it.
     skills: PathBuf,
+    /// What programs of the sandbox trust, as the sandbox is shown it.
+    pub(crate) trust: PathBuf,
     /// What the layer and the outputs may hold, each.
     limit: Limit,
     disks: Arc<Mutex<Disks>>,
@@ -125,6 +127,7 @@ impl Home {
             transaction: root.join(TRANSACTION),
             layers: root.join(LAYERS),
             skills: root.join(SKILLS),
+            trust: root.join("trust"),
             limit: Limit::default(),
             disks: Arc::default(),
             root,

@@ -1,0 +1,265 @@
+//! The way out of a session's sandbox: its policy, its credentials, and what is kept of what went out.
+//!
+//! [`Egress`] is the worker's; each session has a [`Way`], with placeholders of its own; each of its sandboxes is led to a
+//! service of its own, with a certificate authority of its own.
+
+mod refused;
+mod supply;
+mod trail;
+mod trust;
+
+use std::fmt;
+use std::io;
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use palisade_api::Timestamp;
+use palisade_egress::broker::{Broker, BrokerError, Mint};
+use palisade_egress::policy::{Policies, Policy, PolicyError, Subject};
+use palisade_egress::proxy::{self, Listeners, PrepareError, Prepared, Service, ServiceError, SessionSpec};
+use palisade_sandbox::{Given, Sockets};
+use palisade_vault::Vault;
+use tokio::task::JoinHandle;
+
+use trail::Kept;
+use trust::Trust;
+
+pub use supply::{Credentials, CredentialsError};
+
+/// How the worker's egress service is set up.
+#[derive(Debug)]
+pub struct EgressOptions {
+    /// What may go out, for which environment and agent.
+    pub policies: Policies,
+    /// What sessions may use.
+    pub credentials: Credentials,
+    /// Certificate authorities (PEM) of upstreams besides the system's.
+    pub upstream_ca: Option<PathBuf>,
+    /// The directory of the audit trail.
+    pub trail: PathBuf,
+    /// The time, for records and certificates.
+    pub now: fn() -> SystemTime,
+}
+
+/// The worker's egress service.
+pub struct Egress {
+    service: Service,
+    policies: Policies,
+    credentials: Credentials,
+    vault: Vault,
+    mint: Mint,
+    trail: palisade_audit::Trail,
+    trust: Trust,
+    now: fn() -> SystemTime,
+}
+
+impl fmt::Debug for Egress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Egress").field("trail", &self.trail).finish_non_exhaustive()
+    }
+}
+
+/// Why the egress service cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The file of authorities cannot be used.
+    #[error("the certificate authorities in {path} cannot be used: {cause}", path = path.display())]
+    Authorities {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        cause: String,
+    },
+    /// The trail cannot be opened.
+    #[error(transparent)]
+    Trail(#[from] palisade_audit::OpenError),
+    /// The service cannot be set up.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// Placeholders cannot be made.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The policy cannot be read.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+}
+
+/// Why a sandbox has no way out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WayError {
+    /// Its certificate authority cannot be made.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// What it is given cannot be written.
+    #[error("what the sandbox is to trust cannot be written: {0}")]
+    Trust(io::Error),
+    /// Its sockets cannot be served.
+    #[error("the sandbox's sockets cannot be served: {0}")]
+    Serve(io::Error),
+    /// It has none.
+    #[error("the sandbox's network leads nowhere")]
+    NoSockets,
+}
+
+/// Whose session it is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Whose {
+    pub(crate) session: String,
+    pub(crate) environment: String,
+    pub(crate) agent: Option<String>,
+    pub(crate) agent_name: Option<String>,
+    /// The vaults that the session names, in its order.
+    pub(crate) vaults: Vec<String>,
+}
+
+impl Egress {
+    /// Sets the service up. Blocks while the trail is verified.
+    ///
+    /// # Errors
+    /// When the trail does not verify, or there is nothing to check upstreams by.
+    pub fn open(options: EgressOptions) -> Result<Arc<Egress>, OpenError> {
+        let EgressOptions { policies, credentials, upstream_ca, trail, now } = options;
+        let trust = Trust::open(upstream_ca.as_deref())?;
+        let clock = Arc::new(move || timestamp(now()));
+        let trail = palisade_audit::Trail::open(&trail, palisade_audit::Options::new(clock))?;
+        let service = proxy::Options::new(Arc::new(Kept(trail.clone())), Arc::new(trust.roots()));
+        if policies.observes() {
+            tracing::warn!("a section of the egress policy observes: what it would refuse goes out; this is not for production");
+        }
+        let vault = credentials.vault();
+        Ok(Arc::new(Egress {
+            service: Service::new(service)?,
+            policies,
+            credentials,
+            vault,
+            mint: Mint::new()?,
+            trail,
+            trust,
+            now,
+        }))
+    }
+
+    /// The trail of what went out.
+    pub fn trail(&self) -> &palisade_audit::Trail {
+        &self.trail
+    }
+
+    /// The vault behind the credentials.
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
+    /// The way out of a session. None when nothing may go out: its sandboxes then have no network at all.
+    pub(crate) async fn way(self: &Arc<Egress>, whose: &Whose) -> Result<Option<Way>, String> {
+        let subject = Subject {
+            environment: &whose.environment,
+            agent: whose.agent.as_deref(),
+            agent_name: whose.agent_name.as_deref(),
+        };
+        let policy = self.policies.for_session(&subject);
+        if policy.is_none() {
+            return Ok(None);
+        }
+        let credentials = self.credentials.of(&self.vault, whose)?;
+        let broker = Broker::prepare(&self.mint, &whose.session, credentials).await.map_err(|why| why.to_string())?;
+        Ok(Some(Way {
+            egress: self.clone(),
+            session: whose.session.clone(),
+            policy: Arc::new(policy),
+            broker: Arc::new(broker),
+        }))
+    }
+
+    /// Ends what the worker still holds of others: leases are revoked, the trail is complete.
+    pub async fn close(&self) {
+        for left in self.vault.close().await {
+            tracing::warn!(?left, "a lease could not be revoked; it ends by itself");
+        }
+        self.trail.close().await;
+    }
+}
+
+/// One session's way out.
+#[derive(Debug)]
+pub(crate) struct Way {
+    egress: Arc<Egress>,
+    session: String,
+    policy: Arc<Policy>,
+    broker: Arc<Broker>,
+}
+
+/// What one sandbox is told of its way out.
+pub(crate) struct Told {
+    prepared: Prepared,
+    session: String,
+    trail: palisade_audit::Trail,
+    pub(crate) given: Vec<Given>,
+    pub(crate) env: Vec<(String, String)>,
+}
+
+impl Way {
+    /// For one sandbox: what it is to be given, before it is made. Blocks for a moment.
+    pub(crate) fn prepare(&self, directory: &Path) -> Result<Told, WayError> {
+        let prepared = self.egress.service.prepare(SessionSpec {
+            session: self.session.clone(),
+            policy: self.policy.clone(),
+            broker: self.broker.clone(),
+            now: (self.egress.now)(),
+        })?;
+        let given = self.egress.trust.write(directory, prepared.ca_pem()).map_err(WayError::Trust)?;
+        let mut env = trust::environment();
+        env.extend(self.broker.environment());
+        let (session, trail) = (self.session.clone(), self.egress.trail.clone());
+        Ok(Told { prepared, session, trail, given, env })
+    }
+
+    /// The session has ended: it gets no value any more.
+    pub(crate) async fn end(&self) {
+        for left in self.egress.vault.end_session(&self.session).await {
+            tracing::warn!(session = self.session, ?left, "a lease could not be revoked; it is tried again");
+        }
+    }
+}
+
+/// A sandbox that is led to the service.
+pub(crate) struct Led {
+    session: proxy::Session,
+    refused: JoinHandle<()>,
+}
+
+impl Told {
+    /// Serves the sandbox's sockets.
+    pub(crate) fn serve(self, sockets: Option<Sockets>) -> Result<Led, WayError> {
+        let Sockets { proxy, caught, resolver_tcp, resolver_udp, refused } = sockets.ok_or(WayError::NoSockets)?;
+        let listeners = Listeners {
+            proxy: TcpListener::from(proxy),
+            transparent: TcpListener::from(caught),
+            dns_tcp: TcpListener::from(resolver_tcp),
+            dns_udp: UdpSocket::from(resolver_udp),
+        };
+        let refused = refused::listen(refused, self.trail, self.session).map_err(WayError::Serve)?;
+        let session = self.prepared.serve(listeners).map_err(WayError::Serve)?;
+        Ok(Led { session, refused })
+    }
+}
+
+impl Led {
+    /// What the sandbox has done so far.
+    pub(crate) fn counters(&self) -> proxy::Counters {
+        self.session.counters()
+    }
+
+    /// Ends all of its connections.
+    pub(crate) async fn close(self) {
+        self.refused.abort();
+        self.session.close().await;
+    }
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
