@@ -62,19 +62,22 @@ impl Form {
                         anchors.push([&core[..first], line.as_bytes(), &core[first..first + 1]].concat());
                     }
                 }
-                // Each `+` and `/` may be written otherwise: what may be cut off behind the first of them is cut off.
+                // Each `+` and `/` may be written otherwise: all ways for the first, and nothing from the second on.
                 let mut all = Vec::new();
                 for anchor in anchors {
-                    if let Some(at) = anchor.iter().position(|byte| matches!(byte, b'+' | b'/')) {
-                        let others: &[&[u8]] = if anchor[at] == b'+' {
-                            &[b"+", b"-", b"%2B", b"%2b", b"\\u002b", b"\\u002B"]
-                        } else {
-                            &[b"/", b"_", b"%2F", b"%2f", b"\\/", b"\\u002f", b"\\u002F"]
-                        };
-                        all.extend(others.iter().map(|other| [&anchor[..at], *other].concat()));
-                    } else {
+                    let special = |byte: &u8| matches!(byte, b'+' | b'/');
+                    let Some(at) = anchor.iter().position(special) else {
                         all.push(anchor);
-                    }
+                        continue;
+                    };
+                    let others: &[&[u8]] = if anchor[at] == b'+' {
+                        &[b"+", b"-", b"%2B", b"%2b", b"\\u002b", b"\\u002B"]
+                    } else {
+                        &[b"/", b"_", b"%2F", b"%2f", b"\\/", b"\\u002f", b"\\u002F"]
+                    };
+                    let rest = &anchor[at + 1..];
+                    let rest = &rest[..rest.iter().position(special).unwrap_or(rest.len())];
+                    all.extend(others.iter().map(|other| [&anchor[..at], *other, rest].concat()));
                 }
                 all
             }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, PROXY_AUTHORIZATION};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Method, Uri, Version};
+use http::{Method, Uri};
 use palisade_api::Secret;
 use zeroize::Zeroizing;
 
@@ -236,10 +236,9 @@ impl Broker {
 
     async fn body(&self, parts: &mut Parts, in_body: Vec<Arc<Entry>>, guard: Replacer, to: Destination) -> BodyPlan {
         let length = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+        // `Transfer-Encoding` says nothing here: the proxy has undone it.
         let without = length == Some(0)
-            || length.is_none()
-                && (parts.version <= Version::HTTP_11 && !parts.headers.contains_key(TRANSFER_ENCODING)
-                    || matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS));
+            || length.is_none() && matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
         let framed =
             parts.headers.get("content-type").is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
         // Frames state their lengths: nothing can be put in there, so that a placeholder in them is one in the wrong place.

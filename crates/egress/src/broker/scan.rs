@@ -3,7 +3,7 @@
 //! What is looked for is found by *anchors*, its first few bytes in each of the ways in which they may be written. One vectorised
 //! search finds anchors; only there is the whole compared. Anchors are all that the search itself keeps of a secret.
 
-use aho_corasick::{AhoCorasick, packed};
+use aho_corasick::{AhoCorasick, MatchKind, packed};
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
@@ -31,6 +31,8 @@ pub(super) trait Needles {
 enum Search {
     Packed(packed::Searcher),
     Automaton(AhoCorasick),
+    /// None could be made: each place is looked at.
+    Everywhere,
 }
 
 impl Search {
@@ -42,6 +44,7 @@ impl Search {
             Search::Automaton(automaton) => {
                 automaton.find(aho_corasick::Input::new(text).range(from..)).map(|found| found.start())
             }
+            Search::Everywhere => (from < text.len()).then_some(from),
         }
     }
 }
@@ -95,9 +98,13 @@ impl Anchors {
         }
         let searches = distinct
             .chunks(IN_ONE_SEARCH.max(distinct.len().div_ceil(SEARCHES)))
-            .filter_map(|texts| match packed::Searcher::new(texts) {
-                Some(searcher) => Some(Search::Packed(searcher)),
-                None => AhoCorasick::new(texts).ok().map(Search::Automaton),
+            .map(|texts| match packed::Searcher::new(texts) {
+                Some(searcher) => Search::Packed(searcher),
+                // Of overlapping anchors the one that begins first must be found, as the vectorised search does.
+                None => AhoCorasick::builder()
+                    .match_kind(MatchKind::LeftmostFirst)
+                    .build(texts)
+                    .map_or(Search::Everywhere, Search::Automaton),
             })
             .collect();
         let longest = all.iter().map(|(text, _)| text.len()).max().unwrap_or_default();
@@ -195,6 +202,9 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// Is asked what to put in the place of a find of this owner; it appends that.
+type Found<'a> = dyn FnMut(u32, &[u8], &mut Vec<u8>) -> Result<(), Misuse> + 'a;
+
 /// A stream that is searched. Holds what may be the beginning of something.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
@@ -202,13 +212,13 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Takes what came and gives what may go on. `found` is asked what to put in the place of a find; it appends that.
+    /// Takes what came and gives what may go on.
     pub(super) fn push(
         &mut self,
         input: Bytes,
         ended: bool,
         needles: &impl Needles,
-        found: &mut dyn FnMut(u32, &[u8], &mut Vec<u8>) -> Result<(), Misuse>,
+        found: &mut Found<'_>,
     ) -> Result<Bytes, Misuse> {
         if self.held.is_empty() {
             return self.search(input, ended, needles, found);
@@ -220,18 +230,12 @@ impl Stream {
         self.search(whole.into(), ended, needles, found)
     }
 
-    /// How much is held.
-    #[cfg(test)]
-    pub(super) fn held(&self) -> usize {
-        self.held.len()
-    }
-
     fn search(
         &mut self,
         text: Bytes,
         ended: bool,
         needles: &impl Needles,
-        found: &mut dyn FnMut(u32, &[u8], &mut Vec<u8>) -> Result<(), Misuse>,
+        found: &mut Found<'_>,
     ) -> Result<Bytes, Misuse> {
         let mut out: Option<Vec<u8>> = None;
         let (mut from, mut copied) = (0, 0);
