@@ -1,38 +1,16 @@
 //! Connections to the outside: names are resolved here, and the very address that was checked is dialled.
 
-use std::fmt;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::net::TcpStream;
 
+use super::lookup::Resolver;
 use crate::name::{Authority, Host};
 use crate::policy::Refusal;
 
 /// Addresses that are tried for one name.
 const MAX_ADDRESSES: usize = 16;
-
-/// Finds the addresses of names outside.
-#[async_trait]
-pub trait Resolver: fmt::Debug + Send + Sync {
-    /// The addresses of `name`, best first.
-    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
-}
-
-/// The machine's own resolver.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SystemResolver;
-
-#[async_trait]
-impl Resolver for SystemResolver {
-    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
-        // With the dot at the end no search domain of the machine is tried.
-        let name = format!("{name}.");
-        Ok(tokio::net::lookup_host((name.as_str(), 0)).await?.map(|address| address.ip()).collect())
-    }
-}
 
 /// Why there is no connection to the outside.
 #[derive(Debug, Clone, thiserror::Error)]

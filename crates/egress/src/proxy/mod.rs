@@ -24,6 +24,7 @@ mod evidence;
 mod explicit;
 mod fault;
 mod hello;
+mod lookup;
 mod outside;
 mod pool;
 mod push;
@@ -46,8 +47,9 @@ use rustls::crypto::CryptoProvider;
 use tokio::net::TcpStream;
 
 pub use ca::CaError;
-pub use dial::{Resolver, SystemResolver};
+
 pub use evidence::{Counters, Record};
+pub use lookup::{Resolver, SystemResolver};
 pub use session::{Listeners, PrepareError, Prepared, Session, SessionSpec};
 
 use crate::seam::Trail;
@@ -76,7 +78,7 @@ impl Options {
         Options {
             trail,
             roots,
-            resolver: Arc::new(SystemResolver),
+            resolver: Arc::new(SystemResolver::default()),
             destination: Arc::new(original_destination),
             limits: Limits::default(),
         }
