@@ -6,6 +6,11 @@
 //! For each intercepted request: [`Broker::inject`] before the trail's entry, then the body by [`BodyPlan`], then
 //! [`Broker::answer`] with the head of the answer, then its body by [`AnswerPlan`]. An error after the head has gone means that
 //! the connection to the upstream is cut: what came last was not forwarded.
+//!
+//! What it cannot do: a body that the client compressed is not looked into (a placeholder in it arrives as that, and is of no use
+//! to anyone). An upstream that keeps what it is sent can give a value back in a way that is not looked for, or bit by bit in
+//! answers that each hold less than the value: places other than headers are therefore off unless somebody enables them. Values
+//! are wiped from the broker's own memory; what was handed to the HTTP stack is freed as that does.
 
 mod answer;
 mod certificate;
