@@ -153,6 +153,12 @@ impl Trail {
         self.inner.queue.try_send(Job::Note { record, room }).map_err(|_| AppendError::Closed)
     }
 
+    /// Whether the last write failed. Who may not go on without a trail then has no use for [`Trail::note`]: what
+    /// [`Trail::append`] returns says whether it can be written again.
+    pub fn failing(&self) -> bool {
+        self.inner.shared.failing()
+    }
+
     async fn room(&self) -> Result<tokio::sync::OwnedSemaphorePermit, AppendError> {
         Arc::clone(&self.inner.room).acquire_owned().await.map_err(|_| AppendError::Closed)
     }

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -56,17 +57,23 @@ pub(crate) enum Job {
 #[derive(Debug)]
 pub(crate) struct Shared {
     head: Mutex<Head>,
+    /// The last write failed.
+    failing: AtomicBool,
 }
 
 impl Default for Shared {
     fn default() -> Shared {
-        Shared { head: Mutex::new(Head { seq: 0, hash: Hash::NONE }) }
+        Shared { head: Mutex::new(Head { seq: 0, hash: Hash::NONE }), failing: AtomicBool::new(false) }
     }
 }
 
 impl Shared {
     pub(crate) fn head(&self) -> Head {
         *self.head.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn failing(&self) -> bool {
+        self.failing.load(Ordering::Acquire)
     }
 }
 
@@ -325,6 +332,7 @@ impl Writer {
             Ok(numbers) => {
                 self.due = None;
                 self.gap = None;
+                self.shared.failing.store(false, Ordering::Release);
                 self.waiting_bytes = 0;
                 for (waiting, seq) in self.waiting.drain(..).zip(numbers) {
                     if let Some((answer, _room)) = waiting.answer {
@@ -335,6 +343,7 @@ impl Writer {
             }
             Err(why) => {
                 let error = why.error();
+                self.shared.failing.store(true, Ordering::Release);
                 if self.gap.is_none() {
                     tracing::error!(dir = %self.dir.display(), %error, "the audit trail cannot be written");
                 }

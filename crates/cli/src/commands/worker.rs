@@ -258,6 +258,7 @@ impl ServingArgs {
             policies,
             credentials,
             upstream_ca: self.upstream_ca.clone(),
+            resolver: None,
             trail: options.state_dir.join("audit"),
             now: egress::now,
         };

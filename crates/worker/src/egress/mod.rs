@@ -18,7 +18,7 @@ use std::time::SystemTime;
 use palisade_api::Timestamp;
 use palisade_egress::broker::{Broker, BrokerError, Mint};
 use palisade_egress::policy::{Policies, Policy, PolicyError, Subject};
-use palisade_egress::proxy::{self, Listeners, PrepareError, Prepared, Service, ServiceError, SessionSpec};
+use palisade_egress::proxy::{self, Listeners, PrepareError, Prepared, Resolver, Service, ServiceError, SessionSpec};
 use palisade_sandbox::{Given, Sockets};
 use palisade_vault::Vault;
 use tokio::task::JoinHandle;
@@ -37,6 +37,8 @@ pub struct EgressOptions {
     pub credentials: Credentials,
     /// Certificate authorities (PEM) of upstreams besides the system's.
     pub upstream_ca: Option<PathBuf>,
+    /// Finds the addresses of upstreams; the machine's own names and resolvers when absent.
+    pub resolver: Option<Arc<dyn Resolver>>,
     /// The directory of the audit trail.
     pub trail: PathBuf,
     /// The time, for records and certificates.
@@ -121,11 +123,14 @@ impl Egress {
     /// # Errors
     /// When the trail does not verify, or there is nothing to check upstreams by.
     pub fn open(options: EgressOptions) -> Result<Arc<Egress>, OpenError> {
-        let EgressOptions { policies, credentials, upstream_ca, trail, now } = options;
+        let EgressOptions { policies, credentials, upstream_ca, resolver, trail, now } = options;
         let trust = Trust::open(upstream_ca.as_deref())?;
         let clock = Arc::new(move || timestamp(now()));
         let trail = palisade_audit::Trail::open(&trail, palisade_audit::Options::new(clock))?;
-        let service = proxy::Options::new(Arc::new(Kept(trail.clone())), Arc::new(trust.roots()));
+        let mut service = proxy::Options::new(Arc::new(Kept::new(trail.clone(), now())), Arc::new(trust.roots()));
+        if let Some(resolver) = resolver {
+            service.resolver = resolver;
+        }
         if policies.observes() {
             tracing::warn!("a section of the egress policy observes: what it would refuse goes out; this is not for production");
         }

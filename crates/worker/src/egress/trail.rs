@@ -1,4 +1,15 @@
 //! The audit trail as the egress service needs it.
+//!
+//! What lets something new out is durable before it does: a connection that is made, a request that a credential is put into, an
+//! alert. Each further request of a connection that is on the trail, each refusal and each name is handed to the writer before
+//! the answer or the request goes out, and is on the disk within 50 ms: a power cut or the end of the worker's process may take
+//! the last of them, never the connection that they belong to. Once a write has failed everything waits for the disk, and what
+//! cannot be written does not happen.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use palisade_egress::{Entry, Outcome, TrailError};
@@ -6,36 +17,66 @@ use serde::Serialize;
 
 /// Keeps entries in the worker's trail.
 #[derive(Debug)]
-pub(super) struct Kept(pub(super) palisade_audit::Trail);
+pub(super) struct Kept {
+    trail: palisade_audit::Trail,
+    /// The number of the next entry. Others than those of earlier processes, as it begins with the time.
+    next: AtomicU64,
+    /// Whose the entries are that have not ended.
+    open: Mutex<HashMap<u64, Arc<str>>>,
+}
 
-/// How what began has ended.
+/// What began.
+#[derive(Serialize)]
+struct Begin<'a> {
+    entry: u64,
+    #[serde(flatten)]
+    what: &'a Entry,
+}
+
+/// How it has ended.
 #[derive(Serialize)]
 struct End<'a> {
-    /// The record with which it began.
-    began: u64,
+    entry: u64,
     #[serde(flatten)]
     outcome: &'a Outcome,
 }
 
-#[async_trait]
-impl palisade_egress::Trail for Kept {
-    async fn begin(&self, entry: &Entry) -> Result<u64, TrailError> {
-        let session = Some(entry.session.as_str());
-        let kept = self.0.append("egress.begin", session, entry).await;
-        if entry.alert {
-            tracing::warn!(
-                target: "alert",
-                session = entry.session,
-                to = entry.to,
-                reason = entry.reason,
-                "a credential's placeholder was sent where it does not belong"
-            );
-        }
-        kept.map(Into::into).map_err(|why| TrailError(why.to_string()))
+impl Kept {
+    pub(super) fn new(trail: palisade_audit::Trail, now: SystemTime) -> Kept {
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let first = u64::try_from(since.as_micros()).unwrap_or_default();
+        Kept { trail, next: AtomicU64::new(first), open: Mutex::default() }
     }
 
-    async fn end(&self, number: u64, outcome: &Outcome) -> Result<(), TrailError> {
-        let noted = self.0.note("egress.end", None, End { began: number, outcome }).await;
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<str>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl palisade_egress::Trail for Kept {
+    async fn begin(&self, what: &Entry) -> Result<u64, TrailError> {
+        if what.alert {
+            let Entry { session, to, reason, .. } = what;
+            tracing::warn!(target: "alert", session, to, reason, "a credential's placeholder was sent where it does not belong");
+        }
+        let entry = self.next.fetch_add(1, Ordering::Relaxed);
+        let session = Some(what.session.as_str());
+        let weighty = what.allowed && (what.kind == "connect" || !what.credentials.is_empty()) || what.alert;
+        let begin = Begin { entry, what };
+        let kept = if weighty || self.trail.failing() {
+            self.trail.append("egress.begin", session, begin).await.map(drop)
+        } else {
+            self.trail.note("egress.begin", session, begin).await
+        };
+        kept.map_err(|why| TrailError(why.to_string()))?;
+        self.open().insert(entry, what.session.as_str().into());
+        Ok(entry)
+    }
+
+    async fn end(&self, entry: u64, outcome: &Outcome) -> Result<(), TrailError> {
+        let session = self.open().remove(&entry);
+        let noted = self.trail.note("egress.end", session.as_deref(), End { entry, outcome }).await;
         noted.map_err(|why| TrailError(why.to_string()))
     }
 }

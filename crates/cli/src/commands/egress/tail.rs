@@ -89,10 +89,10 @@ fn tell(record: &Record, refused: bool, begun: &mut HashMap<u64, Value>, out: Ou
     let session = record.session.as_deref().unwrap_or("-");
     let entry = match record.kind.as_str() {
         "egress.begin" if body["allowed"] == true => {
-            begun.insert(record.seq, body);
+            begun.extend(body["entry"].as_u64().map(|entry| (entry, body)));
             return;
         }
-        "egress.end" => match body["began"].as_u64().and_then(|began| begun.remove(&began)) {
+        "egress.end" => match body["entry"].as_u64().and_then(|entry| begun.remove(&entry)) {
             Some(entry) if !refused => entry,
             _ => return,
         },
