@@ -93,11 +93,12 @@ async fn child(arguments: &[String]) {
     let policy = Arc::new(Policy::parse(&policy).unwrap());
     #[expect(clippy::disallowed_methods, reason = "the certificates of a benchmark are valid now")]
     let now = SystemTime::now();
+    let mint = Mint::from_key(&[7; 32]);
     let mut kept = Vec::new();
     println!("memory {}", resident());
     for number in 0..sessions {
         let session = format!("sesn_{number}");
-        let broker = Arc::new(Broker::new(&Mint::from_key(&[7; 32]), &session, Vec::new()).unwrap());
+        let broker = Arc::new(Broker::new(&mint, &session, Vec::new()).unwrap());
         let spec = SessionSpec { session, policy: Arc::clone(&policy), broker, now };
         let prepared = service.prepare(spec).unwrap();
         let tcp = || StdTcpListener::bind("127.0.0.1:0").unwrap();
