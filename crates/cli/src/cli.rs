@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::client::{Address, Client};
 use crate::commands::{
     agents, backup, bench, checkpoints, completions, cp, demo, doctor, egress, environments, exec, forward, images, keys, live,
-    preview, ps, run, sandbox, server, sessions, ssh, up, worker,
+    preview, ps, run, sandbox, server, sessions, ssh, up, vault, worker,
 };
 use crate::output::{Failure, Format, Outcome, Output};
 use crate::secret::Source;
@@ -100,6 +100,9 @@ enum Command {
     /// Check what may leave sandboxes, and see what has left.
     #[command(subcommand)]
     Egress(egress::EgressCommand),
+    /// Keep secrets in a sealed file, try out where others come from, and take them from live sessions.
+    #[command(subcommand)]
+    Vault(vault::VaultCommand),
     /// Attack sandboxes of this machine, and say which guarantees hold.
     #[command(subcommand)]
     Sandbox(sandbox::SandboxCommand),
@@ -217,6 +220,7 @@ fn dispatch(command: Command, out: Output) -> Outcome {
         Command::Resume(args) => block_on(live::resume(&args, out))?,
         Command::Doctor(args) => doctor::run(&args, out),
         Command::Egress(command) => egress::run(&command, out),
+        Command::Vault(command) => vault::run(&command, out),
         Command::Sandbox(command) => sandbox::run(&command, out),
         Command::Bench(args) => block_on(bench::run(&args, out))?,
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),

@@ -31,7 +31,7 @@ mod worker;
 mod workspace;
 
 pub use client::ClientError;
-pub use egress::{Credentials, CredentialsError, Egress, EgressOptions, OpenError};
+pub use egress::{Credentials, CredentialsError, Described, Egress, EgressOptions, OpenError};
 pub use observe::{Observation, Observer};
 pub use options::{Before, Checkpoints, Mode, Options};
 pub use pace::Pace;

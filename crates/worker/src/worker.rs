@@ -193,6 +193,15 @@ impl Worker {
     /// # Errors
     /// When the queue cannot be polled at all. Items that were taken on are ended in good order first.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Summary, Error> {
+        let egress = self.shared.options.egress.clone();
+        let outcome = self.work(shutdown).await;
+        if let Some(egress) = egress {
+            egress.close().await;
+        }
+        outcome
+    }
+
+    async fn work(self, shutdown: CancellationToken) -> Result<Summary, Error> {
         let admin = self.admin().await?;
         let mut queue = Queue {
             slots: Arc::new(Semaphore::new(self.shared.options.concurrency)),
@@ -241,7 +250,9 @@ impl Worker {
             admin.tasks.spawn(ssh.serve(stop.clone()));
         }
         if options.admin {
-            match Perimeter::bind(&options.state_dir, self.shared.registry.clone(), options.allow_preview, authority) {
+            let registry = self.shared.registry.clone();
+            let (preview, egress) = (options.allow_preview, options.egress.clone());
+            match Perimeter::bind(&options.state_dir, registry, preview, authority, egress) {
                 Ok(perimeter) => {
                     admin.tasks.spawn(perimeter.serve(stop));
                 }

@@ -25,6 +25,7 @@ pub(crate) mod server;
 pub(crate) mod sessions;
 pub(crate) mod ssh;
 pub(crate) mod up;
+pub(crate) mod vault;
 pub(crate) mod worker;
 
 use serde_json::Value;

@@ -3,30 +3,34 @@
 //! [`Egress`] is the worker's; each session has a [`Way`], with placeholders of its own; each of its sandboxes is led to a
 //! service of its own, with a certificate authority of its own.
 
+mod fetch;
 mod refused;
 mod supply;
 mod trail;
 mod trust;
+mod usage;
 
 use std::fmt;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use palisade_api::Timestamp;
-use palisade_egress::broker::{Broker, BrokerError, Mint};
+use palisade_egress::broker::{Broker, BrokerError, Fetch, Mint};
 use palisade_egress::policy::{Policies, Policy, PolicyError, Subject};
 use palisade_egress::proxy::{self, Listeners, PrepareError, Prepared, Resolver, Service, ServiceError, SessionSpec};
 use palisade_sandbox::{Given, Sockets};
 use palisade_vault::Vault;
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
+use fetch::Direct;
 use trail::Kept;
 use trust::Trust;
 
-pub use supply::{Credentials, CredentialsError};
+pub use supply::{Credentials, CredentialsError, Described};
 
 /// How the worker's egress service is set up.
 #[derive(Debug)]
@@ -51,6 +55,10 @@ pub struct Egress {
     policies: Policies,
     credentials: Credentials,
     vault: Vault,
+    /// Keeps leases up while the service lives.
+    tending: Mutex<Option<AbortOnDropHandle<()>>>,
+    /// Where a credential needs requests of the broker's own.
+    fetch: Option<Arc<dyn Fetch>>,
     mint: Mint,
     trail: palisade_audit::Trail,
     trust: Trust,
@@ -87,6 +95,12 @@ pub enum OpenError {
     /// The policy cannot be read.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// A credential's value comes from nowhere.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// The broker's own requests cannot be made.
+    #[error("GitHub cannot be reached for its apps: {0}")]
+    Fetch(String),
 }
 
 /// Why a sandbox has no way out.
@@ -118,7 +132,7 @@ pub(crate) struct Whose {
 }
 
 impl Egress {
-    /// Sets the service up. Blocks while the trail is verified.
+    /// Sets the service up, on a runtime that it then keeps leases up with. Blocks while the trail is verified.
     ///
     /// # Errors
     /// When the trail does not verify, or there is nothing to check upstreams by.
@@ -134,12 +148,21 @@ impl Egress {
         if policies.observes() {
             tracing::warn!("a section of the egress policy observes: what it would refuse goes out; this is not for production");
         }
+        credentials.check()?;
+        let fetch = credentials.fetches().then(|| Direct::new(upstream_ca.as_deref())).transpose();
+        let fetch = fetch.map_err(OpenError::Fetch)?.map(|direct| Arc::new(direct) as Arc<dyn Fetch>);
         let vault = credentials.vault();
+        let tending = tokio::spawn({
+            let vault = vault.clone();
+            async move { vault.run().await }
+        });
         Ok(Arc::new(Egress {
             service: Service::new(service)?,
             policies,
             credentials,
             vault,
+            tending: Mutex::new(Some(AbortOnDropHandle::new(tending))),
+            fetch,
             mint: Mint::new()?,
             trail,
             trust,
@@ -150,6 +173,11 @@ impl Egress {
     /// The trail of what went out.
     pub fn trail(&self) -> &palisade_audit::Trail {
         &self.trail
+    }
+
+    /// The credentials that there are.
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
     }
 
     /// The vault behind the credentials.
@@ -168,7 +196,7 @@ impl Egress {
         if policy.is_none() {
             return Ok(None);
         }
-        let credentials = self.credentials.of(&self.vault, whose)?;
+        let credentials = self.credentials.of(&self.vault, whose, self.fetch.as_ref())?;
         let broker = Broker::prepare(&self.mint, &whose.session, credentials).await.map_err(|why| why.to_string())?;
         Ok(Some(Way {
             egress: self.clone(),
@@ -180,6 +208,12 @@ impl Egress {
 
     /// Ends what the worker still holds of others: leases are revoked, the trail is complete.
     pub async fn close(&self) {
+        // Ended before the vault is closed, so that no lease is renewed that has just been given back.
+        let tending = self.tending.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(tending) = tending {
+            tending.abort();
+            let _ = tending.await;
+        }
         for left in self.vault.close().await {
             tracing::warn!(?left, "a lease could not be revoked; it ends by itself");
         }

@@ -1,20 +1,23 @@
 //! What sessions may use: which credentials there are, for whom, and how their values come from the vault.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use palisade_api::Secret;
-use palisade_egress::broker::{Credential, Hosts, Kind, Places};
+use palisade_egress::broker::{Credential, Fetch, GitHubApp, Hosts, Kind, Places};
 use palisade_egress::{Supply, SupplyError};
 use palisade_vault::{
-    Auth, Clock, ConfigError, Credential as Stored, CredentialError, InjectionLocation, Networking, Provenance,
-    Reference, Session, Surroundings, Value, Vault, VaultConfig, VaultError,
+    Auth, Clock, ConfigError, Credential as Stored, InjectionLocation, Networking, Provenance, Reference, Session,
+    Surroundings, Value, Vault, VaultConfig, VaultError,
 };
-use serde::Deserialize;
 use serde_json::{Map, Value as Json};
+use serde_yaml_ng::Value as Yaml;
 
 use super::Whose;
+use super::usage::{As, Usage};
+use crate::pace::unix_now;
 
 /// The credentials of a worker, and the vault that their values come from.
 #[derive(Debug)]
@@ -32,44 +35,28 @@ struct Entry {
     reference: String,
     variable: String,
     hosts: Hosts,
+    /// The same as they are written; none where it may go anywhere.
+    written: Option<Vec<String>>,
     places: Places,
     usage: Usage,
     value: Reference,
 }
 
-/// What the API's credentials do not say.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Usage {
-    /// What the value is.
-    #[serde(rename = "as")]
-    kind: As,
-    /// Whether it may stand in the query of a URL.
-    query: bool,
-    /// Whether it may stand in the path of a URL.
-    path: bool,
-    /// Whether it may go to a host without TLS.
-    cleartext: bool,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum As {
-    /// One value, such as a token or a password.
-    #[default]
-    Token,
-    /// AWS keys as JSON, with which requests are signed again.
-    AwsKeys,
-    /// A certificate and its key (PEM), for TLS with upstreams.
-    ClientCertificate,
-}
-
-/// What the file says, before each credential is read.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct File {
-    sources: Option<Json>,
-    credentials: Vec<Map<String, Json>>,
+/// A credential without its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Described<'a> {
+    /// How records name it.
+    pub name: &'a str,
+    /// The variable that holds its placeholder; none for kinds that the sandbox does not see, or that have variables of their own.
+    pub variable: Option<&'a str>,
+    /// What the value is: `token`, `aws_keys`, `client_certificate`, `github_app`.
+    pub kind: &'static str,
+    /// Where it may go; anywhere that the policy allows when there is none.
+    pub hosts: Option<&'a [String]>,
+    /// The API's vaults through which a session gets it; every session does when there is none.
+    pub vaults: &'a [String],
+    /// Where its value comes from.
+    pub from: &'a Reference,
 }
 
 /// What is wrong with the file of credentials. Holds nothing of a value.
@@ -77,27 +64,56 @@ struct File {
 #[non_exhaustive]
 pub enum CredentialsError {
     /// It is no such file.
-    #[error("the file of credentials cannot be read: {0}")]
+    #[error("{0}")]
     File(String),
     /// The sources.
-    #[error("`sources`: {0}")]
-    Sources(#[from] ConfigError),
-    /// One credential.
-    #[error("`credentials[{index}]`: {error}")]
-    Credential {
-        /// Which, from zero.
-        index: usize,
-        /// What is wrong.
-        error: CredentialError,
-    },
-    /// What a sandbox cannot use.
-    #[error("`credentials[{index}]`: {why}")]
-    Usage {
-        /// Which, from zero.
-        index: usize,
+    #[error("{}: {why}", Field("sources", None, .field))]
+    Sources {
+        /// Which field of them, with dots; empty for the whole.
+        field: String,
         /// What is wrong, and the fix.
         why: String,
     },
+    /// One credential.
+    #[error("{}: {why}", Field("credentials", Some(*.index), .field))]
+    Credential {
+        /// Which, from zero.
+        index: usize,
+        /// Which field of it, with dots; empty for the whole.
+        field: String,
+        /// What is wrong, and the fix.
+        why: String,
+    },
+    /// A credential's value comes from nowhere.
+    #[error("credential `{name}`: {error}")]
+    NoSource {
+        /// How records name it.
+        name: String,
+        /// Which source is missing.
+        error: VaultError,
+    },
+}
+
+/// A field as it is shown.
+struct Field<'a>(&'static str, Option<usize>, &'a str);
+
+impl fmt::Display for Field<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}", self.0)?;
+        if let Some(index) = self.1 {
+            write!(f, "[{index}]")?;
+        }
+        f.write_str(if self.2.is_empty() { "" } else { "." })?;
+        write!(f, "{}`", self.2)
+    }
+}
+
+impl From<ConfigError> for CredentialsError {
+    fn from(error: ConfigError) -> CredentialsError {
+        // The line is that of a part of the file, which would lead astray.
+        let why = error.why.rfind(" (line ").map_or(&*error.why, |at| &error.why[..at]).to_owned();
+        CredentialsError::Sources { field: error.field, why }
+    }
 }
 
 impl Credentials {
@@ -107,7 +123,7 @@ impl Credentials {
     }
 
     /// Reads a file: `sources`, as [`VaultConfig`] has them, and `credentials`, each as the API has it, with the secret's
-    /// place instead of the secret, and with `vaults` and `use` besides.
+    /// place instead of the secret, and with `vaults` and `use` besides. No source is asked.
     ///
     /// # Errors
     /// What is wrong, with its field. Nothing that stands at the place of a value is repeated.
@@ -116,17 +132,33 @@ impl Credentials {
         surroundings: &Surroundings,
         clock: Arc<dyn Clock>,
     ) -> Result<Credentials, CredentialsError> {
-        let file: File = serde_yaml_ng::from_str(text).map_err(|why| {
-            let line = why.location().map_or_else(String::new, |at| format!(" (line {})", at.line()));
-            // The parser's own words may quote what is there.
-            CredentialsError::File(format!("it must have `sources` and `credentials`, a list, and no more{line}"))
-        })?;
-        let sources = file.sources.map_or_else(|| Ok(String::new()), |sources| serde_yaml_ng::to_string(&sources));
-        let sources = sources.map_err(|_| CredentialsError::File("`sources` is no mapping".to_owned()))?;
+        let (sources, list) = parts(text)?;
+        let sources = match sources {
+            Yaml::Null => String::new(),
+            sources => serde_yaml_ng::to_string(&sources).map_err(|_| CredentialsError::Sources {
+                field: String::new(),
+                why: "must be a mapping of kinds of sources".to_owned(),
+            })?,
+        };
         let config = VaultConfig::parse(&sources)?;
-        let mut entries = Vec::new();
-        for (index, credential) in file.credentials.into_iter().enumerate() {
-            entries.push(entry(index, credential)?);
+        let mut entries: Vec<Entry> = Vec::new();
+        for (index, credential) in list.into_iter().enumerate() {
+            let wrong = |why: &str| CredentialsError::Credential { index, field: String::new(), why: why.to_owned() };
+            let Ok(Json::Object(members)) = serde_json::to_value(credential) else {
+                return Err(wrong("must be a mapping with `auth`"));
+            };
+            let entry = entry(index, members)?;
+            if let Some(before) = entries.iter().position(|before| before.collides(&entry)) {
+                return Err(CredentialsError::Credential {
+                    index,
+                    field: "auth.secret_name".to_owned(),
+                    why: format!(
+                        "`credentials[{before}]` sets the same variable for the same sessions; name another variable, or \
+                         other `vaults`"
+                    ),
+                });
+            }
+            entries.push(entry);
         }
         Ok(Credentials { vault: config.open(surroundings, clock)?, entries })
     }
@@ -141,24 +173,81 @@ impl Credentials {
         self.entries.iter().map(|entry| (entry.reference.as_str(), &entry.value))
     }
 
+    /// Each without its value, in the order of the file.
+    pub fn described(&self) -> impl Iterator<Item = Described<'_>> {
+        self.entries.iter().map(|entry| Described {
+            name: &entry.reference,
+            variable: matches!(entry.usage.kind, As::Token | As::GitHubApp { .. }).then_some(&*entry.variable),
+            kind: entry.usage.kind.word(),
+            hosts: entry.written.as_deref(),
+            vaults: &entry.vaults,
+            from: &entry.value,
+        })
+    }
+
+    /// Whether each value's source is configured.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check(&self) -> Result<(), CredentialsError> {
+        self.entries.iter().try_for_each(|entry| {
+            let checked = self.vault.check(&entry.value);
+            checked.map_err(|error| CredentialsError::NoSource { name: entry.reference.clone(), error })
+        })
+    }
+
+    /// What somebody means who names a secret: a reference, with or without a field, or a credential as records name it.
+    /// Empty when no credential here is meant.
+    pub(crate) fn meant(&self, text: &str) -> Vec<Reference> {
+        let mut found = BTreeSet::new();
+        for entry in &self.entries {
+            if entry.reference == text {
+                found.insert(entry.value.clone());
+            }
+        }
+        if let Ok(reference) = text.parse::<Reference>()
+            && self.entries.iter().any(|entry| reference.covers(&entry.value))
+        {
+            found.insert(reference);
+        }
+        found.into_iter().collect()
+    }
+
+    /// Whether the broker has to make requests of its own for them.
+    pub(super) fn fetches(&self) -> bool {
+        self.entries.iter().any(|entry| matches!(entry.usage.kind, As::GitHubApp { .. }))
+    }
+
     /// What a session may use: of two for the same variable the one that is named first, by the session's vaults.
-    pub(super) fn of(&self, vault: &Vault, whose: &Whose) -> Result<Vec<Credential>, String> {
+    pub(super) fn of(
+        &self,
+        vault: &Vault,
+        whose: &Whose,
+        fetch: Option<&Arc<dyn Fetch>>,
+    ) -> Result<Vec<Credential>, String> {
         let own = vault.session(&whose.session);
         let named = whose.vaults.iter().flat_map(|id| self.entries.iter().filter(move |it| it.vaults.contains(id)));
         let common = self.entries.iter().filter(|entry| entry.vaults.is_empty());
         let mut variables = BTreeSet::new();
         let mut credentials = Vec::new();
         for entry in named.chain(common) {
-            if entry.usage.kind != As::ClientCertificate && !variables.insert(&entry.variable) {
+            if entry.slot().is_some_and(|slot| !variables.insert(slot)) {
                 continue;
             }
-            let value = Arc::new(FromVault { session: own.clone(), reference: entry.value.clone() });
-            let mut credential =
-                Credential::new(&entry.reference, &entry.variable, entry.hosts.clone(), value);
+            let stored = Arc::new(FromVault { session: own.clone(), reference: entry.value.clone() });
+            let value: Arc<dyn Supply> = match &entry.usage.kind {
+                As::GitHubApp { app, installation, api } => {
+                    let fetch = fetch.ok_or("there is nothing to reach GitHub by")?.clone();
+                    Arc::new(GitHubApp::new(app, installation, api, stored, fetch, unix_now))
+                }
+                _ => stored,
+            };
+            let mut credential = Credential::new(&entry.reference, &entry.variable, entry.hosts.clone(), value);
             credential.places = entry.places;
             credential.cleartext = entry.usage.cleartext;
+            credential.exchange.clone_from(&entry.usage.exchange);
             match entry.usage.kind {
-                As::Token => {}
+                As::Token | As::GitHubApp { .. } => {}
                 As::AwsKeys => credential.kind = Kind::AwsKeys,
                 As::ClientCertificate => credential.kind = Kind::ClientCertificate,
             }
@@ -168,38 +257,93 @@ impl Credentials {
     }
 }
 
+impl Entry {
+    /// Of what a session has only one.
+    fn slot(&self) -> Option<&str> {
+        match self.usage.kind {
+            As::Token | As::GitHubApp { .. } => Some(&self.variable),
+            // The variables of AWS's own tools, whatever the credential says.
+            As::AwsKeys => Some("AWS_ACCESS_KEY_ID"),
+            As::ClientCertificate => None,
+        }
+    }
+
+    /// Whether a session could get both through the same vault, so that one of them would never be used.
+    fn collides(&self, other: &Entry) -> bool {
+        let together = self.vaults.is_empty() && other.vaults.is_empty()
+            || self.vaults.iter().any(|vault| other.vaults.contains(vault));
+        together && self.slot().is_some() && self.slot() == other.slot()
+    }
+}
+
+/// What the file says, before each part is read. No error repeats any of it.
+fn parts(text: &str) -> Result<(Yaml, Vec<Yaml>), CredentialsError> {
+    let wrong = |why: String| CredentialsError::File(why);
+    // A mapping in which a key is written twice is refused here too.
+    let file: Yaml = serde_yaml_ng::from_str(text).map_err(|why| {
+        let line = why.location().map_or_else(String::new, |at| format!(" (line {})", at.line()));
+        wrong(if why.to_string().contains("duplicate entry") {
+            "a key is written twice in one mapping; keep one of them".to_owned()
+        } else {
+            format!("it is no YAML{line}")
+        })
+    })?;
+    let members = match file {
+        Yaml::Null => return Ok((Yaml::Null, Vec::new())),
+        Yaml::Mapping(members) => members,
+        _ => return Err(wrong("it must be a mapping with `sources` and `credentials`".to_owned())),
+    };
+    let (mut sources, mut credentials) = (Yaml::Null, Vec::new());
+    for (key, value) in members {
+        match (key.as_str(), value) {
+            (Some("sources"), value) => sources = value,
+            (Some("credentials"), Yaml::Sequence(list)) => credentials = list,
+            (Some("credentials"), Yaml::Null) => {}
+            (Some("credentials"), _) => return Err(wrong("`credentials` must be a list".to_owned())),
+            _ => return Err(wrong("it has an unknown key; known are `sources` and `credentials`".to_owned())),
+        }
+    }
+    Ok((sources, credentials))
+}
+
 fn entry(index: usize, mut json: Map<String, Json>) -> Result<Entry, CredentialsError> {
-    let usage = |why: &str| CredentialsError::Usage { index, why: why.to_owned() };
-    let vaults = match json.remove("vaults") {
+    let wrong =
+        |field: &str, why: &str| CredentialsError::Credential { index, field: field.to_owned(), why: why.to_owned() };
+    let vaults: Vec<String> = match json.remove("vaults") {
         None => Vec::new(),
-        Some(ids) => serde_json::from_value(ids).map_err(|_| usage("`vaults` must be a list of ids of vaults"))?,
+        Some(ids) => serde_json::from_value(ids)
+            .map_err(|_| wrong("vaults", "must be a list of ids of the API's vaults, such as [vlt_…]"))?,
     };
-    let given: Usage = match json.remove("use") {
-        None => Usage::default(),
-        Some(given) => serde_json::from_value(given).map_err(|_| {
-            usage("`use` may have `as` (token, aws_keys or client_certificate), `query`, `path` and `cleartext`")
-        })?,
-    };
+    let usage = json.remove("use").map_or_else(|| Ok(Usage::default()), |given| Usage::read(&given));
+    let usage = usage.map_err(|error| wrong(&error.field, &error.why))?;
+    if let Some(name) = json.keys().find(|name| !["auth", "display_name", "metadata"].contains(&name.as_str())) {
+        let plain = name.len() <= 24 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        let shown = if plain { format!("the unknown field `{name}`") } else { "an unknown field".to_owned() };
+        let known = "known are `auth`, `display_name`, `metadata`, `vaults` and `use`";
+        return Err(wrong("", &format!("has {shown}; {known}")));
+    }
     let text = Json::Object(json).to_string();
-    let stored = Stored::from_json(&text, Provenance::File)
-        .map_err(|error| CredentialsError::Credential { index, error })?;
+    let stored = Stored::from_json(&text, Provenance::File).map_err(|error| wrong(&error.field, &error.why))?;
     let Auth::EnvironmentVariable { secret_name, secret_value, networking, injection_location } = stored.auth else {
-        return Err(usage("sandboxes use credentials of the type environment_variable; leave those for MCP servers out"));
+        let why = "must be `environment_variable`, which is what sandboxes use; leave credentials for MCP servers out";
+        return Err(wrong("auth.type", why));
     };
     let Value::From(value) = secret_value else {
-        return Err(usage("`auth.secret_value` must say where the secret is, such as {\"from\": \"file:keys/github\"}"));
+        return Err(wrong("auth.secret_value", "must say where the secret is, such as {\"from\": \"sealed:github\"}"));
     };
-    let hosts = match networking {
-        Networking::Unrestricted => Hosts::Unrestricted,
+    let (hosts, written) = match networking {
+        Networking::Unrestricted => (Hosts::Unrestricted, None),
         Networking::Limited { allowed_hosts } => {
-            let hosts: Vec<String> = allowed_hosts.iter().map(ToString::to_string).collect();
-            Hosts::limited(&hosts).map_err(|why| usage(&why.to_string()))?
+            let names: Vec<String> = allowed_hosts.iter().map(ToString::to_string).collect();
+            let hosts = Hosts::limited(&names);
+            let hosts = hosts.map_err(|why| wrong("auth.networking.allowed_hosts", &why.to_string()))?;
+            (hosts, Some(names))
         }
     };
     let InjectionLocation { header, body } = injection_location;
-    let places = Places { header, body, query: given.query, path: given.path };
+    let places = Places { header, body, query: usage.query, path: usage.path };
     let reference = stored.display_name.unwrap_or_else(|| secret_name.clone());
-    Ok(Entry { vaults, reference, variable: secret_name, hosts, places, usage: given, value })
+    Ok(Entry { vaults, reference, variable: secret_name, hosts, written, places, usage, value })
 }
 
 /// A value of the vault, for one session.

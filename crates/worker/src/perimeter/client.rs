@@ -24,7 +24,10 @@ use super::frame::Frame;
 use super::gate;
 use crate::ssh::Issued;
 
-use super::wire::{AttachBody, CheckpointBody, ConnectBody, ExecBody, RestoreBody, SessionBody, SignalBody};
+use super::wire::{
+    AllowedBody, AttachBody, CheckpointBody, ConnectBody, CredentialsBody, ExecBody, ReferenceBody, RestoreBody,
+    RevokedBody, SessionBody, SignalBody,
+};
 
 /// Why the worker did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -153,10 +156,38 @@ impl Client {
     }
 
     async fn post(&self, session: &str, what: &str, body: Option<&impl Serialize>) -> Result<Bytes, ClientError> {
-        let request = Request::post(Client::path(session, what)).header("host", "perimeter");
+        self.post_to(&Client::path(session, what), body).await
+    }
+
+    async fn post_to(&self, path: &str, body: Option<&impl Serialize>) -> Result<Bytes, ClientError> {
+        let request = Request::post(path).header("host", "perimeter");
         let body = body.map(serde_json::to_vec).transpose().map_err(broken)?;
         let response = self.send(request.body(Whole(body.map(Into::into))).map_err(broken)?).await?;
         Ok(response.into_body().collect().await.map_err(broken)?.to_bytes())
+    }
+
+    /// The worker's credentials, without their values, and how the sources of these fare.
+    ///
+    /// # Errors
+    /// When the worker cannot be reached, or sends nothing out.
+    pub async fn credentials(&self) -> Result<CredentialsBody, ClientError> {
+        self.get("/perimeter/v1/credentials").await
+    }
+
+    /// Takes a secret from all sessions, from the next request on.
+    ///
+    /// # Errors
+    /// When the worker cannot be reached, or has no such credential.
+    pub async fn revoke(&self, body: &ReferenceBody) -> Result<RevokedBody, ClientError> {
+        serde_json::from_slice(&self.post_to("/perimeter/v1/credentials/revoke", Some(body)).await?).map_err(broken)
+    }
+
+    /// Undoes [`Client::revoke`].
+    ///
+    /// # Errors
+    /// When the worker cannot be reached, or nothing of the kind is revoked.
+    pub async fn allow(&self, body: &ReferenceBody) -> Result<AllowedBody, ClientError> {
+        serde_json::from_slice(&self.post_to("/perimeter/v1/credentials/allow", Some(body)).await?).map_err(broken)
     }
 
     /// Takes a checkpoint of a session's workspace.

@@ -11,6 +11,7 @@ mod audit;
 mod body;
 mod checkpoints;
 mod client;
+mod credentials;
 mod exec;
 mod files;
 mod frame;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::egress::Egress;
 use crate::ssh::Authority;
 
 pub use crate::ssh::Issued;
@@ -33,7 +35,8 @@ pub use client::{Client, ClientError, Stream};
 pub use frame::{Frame, Kind};
 pub(crate) use registry::Registry;
 pub use wire::{
-    CheckpointBody, ConnectBody, ExecBody, ExitBody, Purpose, RestoreBody, SessionBody, SignalBody, TerminalSize,
+    AllowedBody, CheckpointBody, ConnectBody, CredentialBody, CredentialsBody, DownBody, ExecBody, ExitBody, LeaseBody,
+    Purpose, ReferenceBody, RestoreBody, RevokedBody, SessionBody, SignalBody, SourceBody, TerminalSize,
 };
 
 /// The socket's name in the state directory.
@@ -57,9 +60,10 @@ impl Perimeter {
         registry: Registry,
         allow_preview: bool,
         ssh: Option<Arc<Authority>>,
+        egress: Option<Arc<Egress>>,
     ) -> std::io::Result<Perimeter> {
         let gate = gate::Gate::bind(state_dir)?;
-        Ok(Perimeter { gate, state: Arc::new(routes::State { registry, allow_preview, ssh }) })
+        Ok(Perimeter { gate, state: Arc::new(routes::State { registry, allow_preview, ssh, egress }) })
     }
 
     pub(crate) async fn serve(self, stop: CancellationToken) {

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use super::gate::Peer;
 use super::registry::{Registry, Served};
 use super::wire::{SessionBody, SignalBody};
-use super::{audit, checkpoints, exec, files};
+use super::{audit, checkpoints, credentials, exec, files};
+use crate::egress::Egress;
 use crate::pace::unix_now;
 use crate::ssh::{Authority, Issued};
 
@@ -27,6 +28,8 @@ pub(crate) struct State {
     pub(crate) allow_preview: bool,
     /// Who lets people in by SSH, where that is served.
     pub(crate) ssh: Option<Arc<Authority>>,
+    /// What lets sessions reach the outside, where there is a policy for it.
+    pub(crate) egress: Option<Arc<Egress>>,
 }
 
 pub(crate) fn router(state: Arc<State>) -> Router {
@@ -44,6 +47,9 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/perimeter/v1/sessions/{session}/pause", post(checkpoints::pause))
         .route("/perimeter/v1/sessions/{session}/hibernate", post(checkpoints::hibernate))
         .route("/perimeter/v1/sessions/{session}/resume", post(checkpoints::resume))
+        .route("/perimeter/v1/credentials", get(credentials::status))
+        .route("/perimeter/v1/credentials/revoke", post(credentials::revoke))
+        .route("/perimeter/v1/credentials/allow", post(credentials::allow))
         .route("/perimeter/v1/sessions/{session}/files", get(files::get).put(files::put))
         .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is no such route"))
         .with_state(state)

@@ -34,6 +34,85 @@ impl SessionBody {
     }
 }
 
+/// The credentials of a worker, and how the sources of their values fare.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CredentialsBody {
+    /// The sources.
+    pub sources: Vec<SourceBody>,
+    /// The credentials, without their values.
+    pub credentials: Vec<CredentialBody>,
+    /// References that were revoked here.
+    pub revoked: Vec<String>,
+}
+
+/// A source of secrets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SourceBody {
+    /// Its kind, as references begin.
+    pub kind: String,
+    /// Its name; empty where there is one of the kind.
+    pub name: String,
+    /// What it is and where.
+    pub description: String,
+    /// Why it is left alone now; none when it is not.
+    pub down: Option<DownBody>,
+}
+
+/// Why a source is left alone.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DownBody {
+    /// What happened.
+    pub why: String,
+    /// When it is asked next, in milliseconds.
+    pub retry_ms: u64,
+}
+
+/// A credential without its value.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CredentialBody {
+    /// How records name it.
+    pub name: String,
+    /// Where its value comes from.
+    pub reference: String,
+    /// Whether it was revoked here.
+    pub revoked: bool,
+}
+
+/// What is revoked or allowed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReferenceBody {
+    /// A reference, with or without a field, or a credential as records name it.
+    pub reference: String,
+}
+
+/// What was revoked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RevokedBody {
+    /// The references.
+    pub revoked: Vec<String>,
+    /// Leases that their source has not taken back. It is tried again until they end.
+    pub leases_left: Vec<LeaseBody>,
+}
+
+/// A lease that could not be revoked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LeaseBody {
+    /// What it is a lease of.
+    pub of: String,
+    /// Why it could not be revoked.
+    pub why: String,
+    /// When it ends by itself at the latest, in milliseconds.
+    pub ends_ms: u64,
+}
+
+/// What is allowed again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AllowedBody {
+    /// The references.
+    pub allowed: Vec<String>,
+}
+
 /// A terminal's size, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

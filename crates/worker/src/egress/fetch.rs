@@ -1,0 +1,74 @@
+//! Requests that the broker itself makes: a GitHub App's, for tokens of its installations.
+
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::http::{Request, Response};
+use bytes::{Bytes, BytesMut};
+use palisade_egress::broker::{Fetch, FetchError};
+
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long a request may take.
+const CALL: Duration = Duration::from_secs(10);
+/// More than any answer with a token has.
+const LONGEST: usize = 256 * 1024;
+
+/// The worker's own way out: it goes where the operator's file of credentials says, and nowhere else.
+#[derive(Debug)]
+pub(super) struct Direct(reqwest::Client);
+
+impl Direct {
+    /// `authorities` are certificates (PEM) that are trusted besides the machine's own.
+    pub(super) fn new(authorities: Option<&Path>) -> Result<Direct, String> {
+        // Another part of the process may have installed it already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut client = reqwest::Client::builder()
+            .connect_timeout(CONNECT)
+            .timeout(CALL)
+            // A proxy of the environment or a redirect would be handed what the app signs.
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none());
+        if let Some(path) = authorities {
+            let pem = std::fs::read(path).map_err(|why| format!("{}: {why}", path.display()))?;
+            let bundle = reqwest::Certificate::from_pem_bundle(&pem).map_err(|why| why.to_string())?;
+            client = client.tls_certs_merge(bundle);
+        }
+        client.build().map(Direct).map_err(|why| why.to_string())
+    }
+}
+
+#[async_trait]
+impl Fetch for Direct {
+    async fn fetch(&self, request: Request<Bytes>) -> Result<Response<Bytes>, FetchError> {
+        let request = reqwest::Request::try_from(request).map_err(failed)?;
+        let mut answer = self.0.execute(request).await.map_err(failed)?;
+        let status = answer.status();
+        let mut body = BytesMut::new();
+        while let Some(piece) = answer.chunk().await.map_err(failed)? {
+            if body.len() + piece.len() > LONGEST {
+                return Err(FetchError(format!("it answered more than {} KiB", LONGEST >> 10)));
+            }
+            body.extend_from_slice(&piece);
+        }
+        let mut response = Response::new(body.freeze());
+        *response.status_mut() = status;
+        Ok(response)
+    }
+}
+
+/// What kept it from being answered: the innermost cause says it best. Holds nothing of what was sent.
+fn failed(error: reqwest::Error) -> FetchError {
+    if error.is_timeout() {
+        return FetchError(format!("no answer within {} s", CALL.as_secs()));
+    }
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        text = inner.to_string();
+        cause = inner.source();
+    }
+    FetchError(text)
+}
