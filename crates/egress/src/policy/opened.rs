@@ -13,16 +13,15 @@ pub(crate) struct Opened {
     pub(crate) names: Vec<Name>,
     /// Blocks of addresses: the first, and how many leading bits are fixed.
     pub(crate) blocks: Vec<(IpAddr, u8)>,
-    /// Any host: the policy only observes, and some credential may go anywhere.
+    /// Any host: the policy only observes.
     pub(crate) any: bool,
 }
 
 impl Policy {
-    /// The hosts of the rules that decide by request; with `all`, of every rule under which HTTPS can be read, since a
-    /// credential may go to any host.
-    pub(crate) fn opened(&self, all: bool) -> Opened {
-        let mut opened = Opened { any: all && self.mode() == Mode::Observe, ..Opened::default() };
-        let readable = |rule: &&Rule| matches!(rule.wire, Wire::Https { .. }) && (all || rule.inspects);
+    /// The hosts of every rule under which HTTPS can be read.
+    pub(crate) fn opened(&self) -> Opened {
+        let mut opened = Opened { any: self.mode() == Mode::Observe, ..Opened::default() };
+        let readable = |rule: &&Rule| matches!(rule.wire, Wire::Https { .. });
         for rule in self.layers.iter().flat_map(|layer| &layer.rules).filter(readable) {
             opened.names.extend(rule.hosts.iter().map(|host| match host {
                 HostPattern::Exactly(name) | HostPattern::Below(name) => name.clone(),

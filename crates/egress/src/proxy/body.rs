@@ -412,6 +412,12 @@ impl Drop for Passing {
         if !self.over && self.scan.is_none() && self.inner.is_end_stream() {
             self.end();
         }
+        if self.open.outcome.error.is_none()
+            && let Some(fault) = self.flow.fault.get()
+        {
+            // The upstream had answered before it was found.
+            self.open.fail(fault);
+        }
         self.open.outcome.redacted += self.scan.as_ref().map_or(0, Scan::found);
         self.open.outcome.sent = self.flow.sent.load(Ordering::Relaxed);
     }

@@ -42,10 +42,10 @@ pub(super) struct Constraints {
 }
 
 impl Constraints {
-    /// The hosts that the policy reads requests of, and those to which credentials may go.
+    /// The hosts that the policy allows to be read, and those to which credentials may go. Hosts that are passed through as
+    /// long as nothing needs to be read are among them; those of rules for opaque TLS and plain TCP are not.
     pub(super) fn new(policy: &Policy, broker: &Broker) -> Constraints {
-        let anywhere = broker.hosts().any(|hosts| matches!(hosts, Hosts::Unrestricted));
-        let opened = policy.opened(anywhere);
+        let opened = policy.opened();
         let mut constraints = Constraints {
             names: opened.names.iter().map(ToString::to_string).collect(),
             blocks: opened.blocks,
@@ -53,6 +53,7 @@ impl Constraints {
         };
         for pattern in broker.hosts().flat_map(|hosts| match hosts {
             Hosts::Limited(patterns) => patterns.as_slice(),
+            // Any that the policy allows.
             Hosts::Unrestricted => &[],
         }) {
             match pattern.host() {
@@ -284,7 +285,7 @@ mod tests {
     fn it_speaks_for_what_is_read_and_for_nothing_else() {
         let day = Duration::from_secs(24 * 3600);
         let ca = authority(
-            "rules:\n- {name: a, host: [api.test, '*.wide.test', deep.wide.test], methods: GET}\n- {name: b, host: through.test}\n\
+            "rules:\n- {name: a, host: [api.test, '*.wide.test', deep.wide.test], methods: GET}\n- {name: b, host: opaque.test, protocol: tls}\n\
              - {name: c, address: 10.0.0.0/8, private: true, intercept: true}\n",
         );
         for (host, taken) in [
@@ -292,7 +293,7 @@ mod tests {
             ("x.wide.test", true),
             ("10.1.2.3", true),
             ("other.test", false),
-            ("through.test", false),
+            ("opaque.test", false),
             ("test", false),
             ("notapi.test", false),
             ("11.0.0.1", false),
@@ -301,7 +302,7 @@ mod tests {
             assert_eq!(takes(&ca, host, Duration::ZERO), taken, "{host}");
         }
         assert!(takes(&ca, "api.test", day) && !takes(&ca, "api.test", day * 60));
-        let nothing = authority("rules:\n- {name: b, host: through.test}\n");
-        assert!(["through.test", "10.0.0.1", "2001:db8::1"].iter().all(|host| !takes(&nothing, host, day)));
+        let nothing = authority("rules:\n- {name: b, host: opaque.test, protocol: tls}\n");
+        assert!(["opaque.test", "10.0.0.1", "2001:db8::1"].iter().all(|host| !takes(&nothing, host, day)));
     }
 }

@@ -95,6 +95,12 @@ pub(super) async fn carry(shared: Arc<Shared>, mut stream: TcpStream, first: Byt
             refuse(&shared, stream, &to, "tls", fault).await;
         }
         First::Http1 | First::Http2 => {
+            // A rule for plain TCP carries HTTP, too. All else is decided by request, where it can be told why.
+            if let Verdict::Allowed { rule, grant: Treatment::PassThrough, observed } =
+                shared.policy.connection(&to, Protocol::Http)
+            {
+                return pass(&shared, stream, read, &to, (&rule, observed.as_ref()), "tcp").await;
+            }
             let door = Door::new(Arc::clone(&shared), Scheme::Http, Some(to), slot);
             requests::serve(door, Rewound::new(read, stream), matches!(what, First::Http2)).await;
         }
@@ -168,14 +174,18 @@ async fn secure(shared: Arc<Shared>, stream: TcpStream, read: Bytes, to: Authori
         Verdict::Allowed { rule, grant, observed } => (rule, grant, observed),
         Verdict::Refused(refusal) => return refuse(&shared, stream, &to, "tls", refusal.into()).await,
     };
-    // What is never opened needs no opening for a credential: its placeholder is worth nothing where it arrives.
-    if treatment == Treatment::Intercept || (shared.broker.names(&to) && !shared.policy.stays_closed(&to)) {
+    // An encrypted hello may ask for another name. Browsers send something that looks like one to everybody; if the connection
+    // is opened here, it asks for nothing. What is never opened needs no opening for a credential either: a placeholder is worth
+    // nothing where it arrives.
+    let opened = treatment == Treatment::Intercept
+        || ((hello.encrypted || shared.broker.names(&to)) && !shared.policy.stays_closed(&to));
+    if opened {
         return intercept(shared, stream, read, to, (&rule, observed.as_ref()), slot).await;
     }
     if hello.encrypted {
         let message = format!(
             "refused: the ClientHello to {} holds an encrypted one, which may ask for another name. Turn Encrypted Client Hello off \
-             in the client, or let the policy intercept the host",
+             in the client, or allow the host by a rule for https, under which such connections are opened",
             to.host
         );
         return refuse(&shared, stream, &to, "tls", Fault::refused(Reason::NameMismatch, message)).await;
@@ -325,8 +335,8 @@ async fn pass(
     let meter = Meter::default();
     let budget = shared.budgets.meter(rule);
     let both = async {
-        copy::pass(&first, &up, &meter.sent, &|bytes| budget.bytes(bytes)).await?;
         let idle = shared.common.limits.tunnel_idle;
+        copy::pass(&first, &up, (&meter.sent, &meter), idle, &|bytes| budget.bytes(bytes)).await?;
         copy::both((&stream, &up), &shared.common.buffers, &meter, idle, |bytes| budget.bytes(bytes)).await
     };
     // Kept also when the session ends and this is dropped at the next line.

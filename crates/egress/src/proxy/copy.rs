@@ -97,7 +97,7 @@ async fn one_way(
                 let _ = rustix::net::shutdown(to, rustix::net::Shutdown::Write);
                 return Ok(());
             }
-            Ok(length) => pass(&buffer[..length], to, count, spend).await,
+            Ok(length) => pass(&buffer[..length], to, (count, meter), idle, spend).await,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(error) => Err(error.into()),
         };
@@ -109,7 +109,8 @@ async fn one_way(
 pub(super) async fn pass(
     mut bytes: &[u8],
     to: &TcpStream,
-    count: &AtomicU64,
+    (count, meter): (&AtomicU64, &Meter),
+    idle: Duration,
     spend: &impl Fn(u64) -> Result<(), Refusal>,
 ) -> Result<(), Stop> {
     spend(bytes.len() as u64).map_err(Stop::Refused)?;
@@ -119,7 +120,14 @@ pub(super) async fn pass(
                 count.fetch_add(written as u64, Ordering::Relaxed);
                 bytes = &bytes[written..];
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let before = meter.total();
+                match tokio::time::timeout(idle, to.writable()).await {
+                    Ok(ready) => ready?,
+                    Err(_) if meter.total() != before => {}
+                    Err(_) => return Err(Stop::Idle),
+                }
+            }
             Err(error) => return Err(error.into()),
         }
     }

@@ -156,6 +156,8 @@ pub(super) struct Open {
     entry: Option<Entry>,
     pub(super) outcome: Outcome,
     began: Instant,
+    /// What was found when the entry was durable already, and must be raised.
+    alert: Option<Entry>,
 }
 
 impl Shared {
@@ -184,7 +186,7 @@ impl Shared {
             redacted: 0,
             error: Some("cut_off"),
         };
-        Ok(Open { shared: Arc::clone(self), number, entry: Some(entry), outcome, began })
+        Ok(Open { shared: Arc::clone(self), number, entry: Some(entry), outcome, began, alert: None })
     }
 
     /// Keeps that something was refused. Gives back what is told: the refusal, or that not even that can be kept.
@@ -211,8 +213,16 @@ impl Open {
         self.outcome.error = Some(fault.code);
         let tally = &self.shared.tally;
         count(if fault.refused { &tally.refused } else { &tally.failed });
-        if fault.alert {
+        if let (true, Some(entry)) = (fault.alert, &self.entry) {
             count(&tally.alerts);
+            self.alert = Some(Entry {
+                allowed: false,
+                observed: false,
+                reason: Some(fault.code),
+                credentials: Vec::new(),
+                alert: true,
+                ..entry.clone()
+            });
         }
     }
 }
@@ -226,12 +236,23 @@ impl Drop for Open {
         tally.received.fetch_add(self.outcome.received, Relaxed);
         tally.redacted.fetch_add(self.outcome.redacted, Relaxed);
         let (shared, number, outcome) = (Arc::clone(&self.shared), self.number, self.outcome.clone());
+        let alert = self.alert.take();
         if shared.live.receiver_count() > 0 {
             // Only listeners that have gone away are an error, and those that are slow lose the oldest records.
             let _ = shared.live.send(Arc::new(Record { number, entry, outcome: outcome.clone() }));
         }
         let end = async move {
-            if let Err(error) = shared.common.trail.end(number, &outcome).await {
+            let trail = &shared.common.trail;
+            let mut kept = trail.end(number, &outcome).await;
+            if let (Ok(()), Some(alert)) = (&kept, alert) {
+                kept = match trail.begin(&alert).await {
+                    Ok(number) => {
+                        trail.end(number, &Outcome { sent: 0, received: 0, redacted: 0, error: None, ..outcome }).await
+                    }
+                    Err(error) => Err(error),
+                };
+            }
+            if let Err(error) = kept {
                 tracing::error!(%error, number, "the outcome of an entry is not in the audit trail");
             }
         };

@@ -112,13 +112,13 @@ pub struct Limits {
     pub opening: Duration,
     /// For the head of a request, from the end of the one before: also how long a connection may wait for its next request.
     pub head: Duration,
-    /// Without a byte of a body, either way.
+    /// Without a byte of the body of a request.
     pub body_idle: Duration,
     /// From the end of a request to the head of its answer. Models think long.
     pub answer: Duration,
     /// For each step of reaching an upstream: its name, each of its addresses, its TLS handshake.
     pub dial: Duration,
-    /// Without a byte on a connection that is carried unread.
+    /// Without a byte of an answer once it has begun, and on a connection that is carried unread.
     pub tunnel_idle: Duration,
     /// How long an upstream connection is kept for the next request.
     pub upstream_idle: Duration,

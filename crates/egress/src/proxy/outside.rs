@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
-use http::header::{HOST, HeaderValue};
+use http::header::{COOKIE, HOST, HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
@@ -14,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use rustls::client::ResolvesClientCert;
 use rustls::sign::CertifiedKey;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::body::{Flow, Lease, Upload};
@@ -29,14 +31,23 @@ use crate::policy::{Refusal, Scheme};
 /// What an HTTP/2 peer may send before it is read. Streams of several megabits per millisecond of round trip.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// How long an idle connection may take to be ready.
+const READY: Duration = Duration::from_secs(1);
 
 /// Runs what HTTP/2 needs as tasks of the session.
 #[derive(Debug, Clone)]
-pub(super) struct Tasks(pub(super) TaskTracker);
+pub(super) struct Tasks(TaskTracker, CancellationToken);
+
+impl Tasks {
+    pub(super) fn of(shared: &Shared) -> Tasks {
+        Tasks(shared.tasks.clone(), shared.stop.clone())
+    }
+}
 
 impl<F: Future<Output: Send + 'static> + Send + 'static> Executor<F> for Tasks {
     fn execute(&self, future: F) {
-        self.0.spawn(future);
+        let stop = self.1.clone();
+        self.0.spawn(async move { stop.run_until_cancelled(future).await.map(drop) });
     }
 }
 
@@ -81,14 +92,14 @@ pub(super) async fn send(
         adapt(&mut request, &key, &line.sender)?;
         let sent = match &mut line.sender {
             Sender::One(sender) => {
-                if sender.ready().await.is_err() && again {
+                if again && !ready(sender.ready()).await {
                     continue;
                 }
                 let sending = sender.try_send_request(request);
                 patient(shared, &flow, sending).await?
             }
             Sender::Two(sender) => {
-                if sender.ready().await.is_err() && again {
+                if again && !ready(sender.ready()).await {
                     continue;
                 }
                 let sending = sender.try_send_request(request);
@@ -111,6 +122,11 @@ pub(super) async fn send(
             },
         }
     }
+}
+
+/// Whether a connection that was idle takes a request. One that needs time for that is not worth waiting for.
+async fn ready(ready: impl Future<Output = hyper::Result<()>>) -> bool {
+    matches!(tokio::time::timeout(READY, ready).await, Ok(Ok(())))
 }
 
 type Sent = Result<Response<Incoming>, TrySendError<Request<Upload>>>;
@@ -161,6 +177,7 @@ fn adapt(request: &mut Request<Upload>, key: &Key, sender: &Sender) -> Result<()
             *request.version_mut() = Version::HTTP_11;
             let host = HeaderValue::try_from(host).map_err(|error| malformed(error.into()))?;
             request.headers_mut().insert(HOST, host);
+            one_cookie(request.headers_mut());
         }
         Sender::Two(_) => {
             let uri = Uri::builder().scheme(key.scheme.as_str()).authority(host).path_and_query(path).build();
@@ -170,6 +187,17 @@ fn adapt(request: &mut Request<Upload>, key: &Key, sender: &Sender) -> Result<()
         }
     }
     Ok(())
+}
+
+/// HTTP/2 may split cookies over fields, HTTP/1.1 may not (RFC 9113, section 8.2.3).
+fn one_cookie(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_some() {
+        let all: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        // What was a value each is one with `; ` between.
+        if let Ok(all) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+            headers.insert(COOKIE, all);
+        }
+    }
 }
 
 fn spelled(key: &Key) -> String {
@@ -205,7 +233,7 @@ async fn open(
         Fault::failed(StatusCode::BAD_GATEWAY, "upstream_malformed", message)
     };
     let sender = if two {
-        let mut builder = http2::Builder::new(Tasks(shared.tasks.clone()));
+        let mut builder = http2::Builder::new(Tasks::of(shared));
         builder
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)

@@ -99,7 +99,7 @@ where
         async move { Ok::<_, Infallible>(answer(&door, request).await) }
     });
     let served = if two {
-        let mut builder = http2::Builder::new(Tasks(shared.tasks.clone()));
+        let mut builder = http2::Builder::new(Tasks::of(&shared));
         builder
             .timer(TokioTimer::new())
             .auto_date_header(false)
@@ -245,6 +245,9 @@ async fn exchange(
             parts.headers.remove(SEC_WEBSOCKET_EXTENSIONS);
         }
     }
+    // What the broker signs is what goes out.
+    let host = HeaderValue::try_from(to.host.as_str()).map_err(|_| malformed_host(&to))?;
+    parts.headers.insert(HOST, host);
     let wire = match scheme {
         Scheme::Https => broker::Wire::Https,
         Scheme::Http => broker::Wire::Http,
@@ -304,6 +307,10 @@ async fn exchange(
         _ => respond(door, answered, injected.answer, (open, flow, meter)).await,
     };
     told.map_err(Told::from)
+}
+
+fn malformed_host(to: &To) -> Fault {
+    Fault::refused(Reason::MalformedName, format!("{} cannot stand in a Host header", to.host))
 }
 
 /// What is known of a request before it is decided.
@@ -376,7 +383,6 @@ fn target<'a>(door: &'a Door, parts: &Parts) -> Result<(Scheme, Cow<'a, To>), Fa
             Ok((scheme, Cow::Owned(To::new(scheme, Authority { host, port: said.port }))))
         }
         Some(to) if to.authority == said => Ok((scheme, Cow::Borrowed(to))),
-        // A program that dials an address of the resolver's own accord still means the name.
         Some(to) => {
             let message = format!(
                 "refused: the request is for {said}, but its connection was opened to {}. They must be the same; open another \
@@ -626,7 +632,7 @@ async fn respond(
             return Ok(Response::from_parts(parts, Answer::whole(bytes)));
         }
     };
-    let patience = shared.common.limits.body_idle;
+    let patience = shared.common.limits.tunnel_idle;
     let passing = Passing::new(body, (open, flow, meter), scan, lease, patience);
     let mut response = Response::from_parts(parts, Answer::passing(passing));
     *response.version_mut() = Version::HTTP_11;

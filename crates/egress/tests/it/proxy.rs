@@ -137,11 +137,13 @@ async fn http_2_inside_meets_http_1_outside() {
     let port = upstream.address.port();
     let world = Setup::new(ca, intercepting(port)).serve();
     let mut sender = two(world.secure("api.test", port, BOTH).await).await;
-    let request = Request::post(format!("https://api.test:{port}/x?y")).body(full("body")).unwrap();
+    let request = Request::post(format!("https://api.test:{port}/x?y")).header("cookie", "a=1").header("cookie", "b=2");
+    let request = request.body(full("body")).unwrap();
     let response = in_time(sender.send_request(request)).await.unwrap();
     assert_eq!(in_time(response.into_body().collect()).await.unwrap().to_bytes(), "body");
     let (target, headers, _) = upstream.requests().pop().unwrap();
     assert_eq!((target.as_str(), &headers["host"]), ("POST /x?y", &format!("api.test:{port}").parse().unwrap()));
+    assert_eq!(headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
     drop(sender);
     world.close().await;
 }
@@ -318,7 +320,18 @@ async fn credentials_go_in_and_do_not_come_back() {
     assert_eq!((alerts, world.counters().alerts), (vec![false, false, true], 1));
     assert_eq!(upstream.requests().len(), 2);
     drop(sender);
-    world.close().await;
+    // In a body that is already on its way, too: the upstream does not get the whole, and it is raised then.
+    let mut sender = one(world.secure("api.test", port, ONE).await).await;
+    let request = Request::post("/x").header("host", format!("api.test:{port}"));
+    let body = format!("{}{placeholder}", "x".repeat(100_000));
+    let frames = [Ok(Frame::data(Bytes::from(body)))];
+    let body = BodyExt::boxed(StreamBody::new(futures::stream::iter(frames)));
+    let (parts, body) = ask(&mut sender, request, body).await;
+    assert_eq!((parts.status.as_u16(), reason(&parts, &body).as_str()), (403, "credential_misused"));
+    assert_eq!(upstream.requests().len(), 2);
+    drop(sender);
+    let last = world.close().await.all().pop().unwrap().0;
+    assert_eq!((last.alert, last.allowed, last.reason), (true, false, Some("credential_misused")));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use http::Request;
 use http_body_util::BodyExt as _;
 use palisade_egress::proxy::Limits;
 use rustls::ClientConfig;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use crate::proxy_world::*;
@@ -138,7 +138,7 @@ async fn one_request_is_one_request_for_everybody() {
     let mut stream = world.secure("api.test", port, ONE).await;
     let inner = format!("{head}Content-Length: {}\r\n\r\n{smuggled}", smuggled.len());
     assert!(say(&mut stream, inner.as_bytes()).await.ends_with(&smuggled));
-    let seen: Vec<_> = upstream.requests().into_iter().map(|(target, headers, body)| (target, headers, body)).collect();
+    let seen = upstream.requests();
     assert_eq!(seen.len(), 2, "{seen:?}");
     for (target, headers, _) in &seen {
         assert_eq!((target.as_str(), &headers["host"]), ("POST /v1/x", &format!("api.test:{port}").parse().unwrap()));
@@ -271,6 +271,53 @@ async fn a_name_is_one_name_down_to_the_certificate() {
     until(|| world.counters().pinned == 1).await;
     let trail = world.close().await;
     assert_eq!(trail.all().pop().unwrap().1.unwrap().error, Some("certificate_not_trusted"));
+}
+
+/// A ClientHello for `host` that also holds something like an encrypted one.
+fn hello_with_another_inside(config: Arc<ClientConfig>, host: &str) -> Vec<u8> {
+    let name = rustls_pki_types::ServerName::try_from(host.to_owned()).unwrap();
+    let mut client = rustls::ClientConnection::new(config, name).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    let inside = [&[0xfe, 0x0d, 0, 12][..], &[0, 0, 1, 0, 1, 7, 0, 1, 9, 0, 1, 9]].concat();
+    // Lengths: of the record, of the message, and of the extensions, which stand last.
+    let session = 5 + 4 + 2 + 32;
+    let ciphers = session + 1 + usize::from(hello[session]);
+    let compressions = ciphers + 2 + usize::from(u16::from_be_bytes([hello[ciphers], hello[ciphers + 1]]));
+    let extensions = compressions + 1 + usize::from(hello[compressions]);
+    hello.extend_from_slice(&inside);
+    for at in [3, 7, extensions] {
+        let length = u16::from_be_bytes([hello[at], hello[at + 1]]) + u16::try_from(inside.len()).unwrap();
+        hello[at..at + 2].copy_from_slice(&length.to_be_bytes());
+    }
+    hello
+}
+
+#[tokio::test]
+async fn a_hello_inside_a_hello_asks_for_nothing() {
+    let ca = TestCa::new();
+    let upstream = Upstream::start(Some(ca.serve(&["opaque.test", "through.test"], 9, ONE))).await;
+    let port = upstream.address.port();
+    let opaque =
+        format!("- name: opaque\n  host: opaque.test\n  address: 127.0.0.1\n  ports: {port}\n  protocol: tls\n");
+    let world = Setup::new(ca, policy(port) + &opaque).serve();
+    // Where the connection may be opened, it is: what answers is the session's authority, not the upstream.
+    let mut stream = world.dial("through.test", port).await;
+    stream.write_all(&hello_with_another_inside(world.client(ONE), "through.test")).await.unwrap();
+    let mut answer = [0; 7];
+    in_time(stream.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(answer[0], 22, "{answer:?}");
+    drop(stream);
+    // Where it may not, it is refused.
+    let mut stream = world.dial("opaque.test", port).await;
+    let answer = hello_with_another_inside(world.stranger(), "opaque.test");
+    stream.write_all(&answer).await.unwrap();
+    let mut alert = [0; 7];
+    in_time(stream.read_exact(&mut alert)).await.unwrap();
+    assert_eq!(alert, [21, 3, 3, 0, 2, 2, 49]);
+    assert_eq!(upstream.seen.connections.load(Ordering::Relaxed), 0);
+    drop(stream);
+    assert_eq!(world.close().await.reasons(), ["name_mismatch"]);
 }
 
 #[tokio::test]
