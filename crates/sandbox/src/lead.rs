@@ -20,11 +20,13 @@ pub(crate) fn lead(pid: i32) -> Result<Sockets, Error> {
         cause,
     };
     // The engine may be another machine's, and the number here somebody else's.
-    let program = std::fs::read_link(format!("/proc/{pid}/exe")).map_err(|cause| wrong("the container's first process", cause))?;
+    let program = std::fs::read_link(format!("/proc/{pid}/exe"))
+        .map_err(|cause| wrong("the container's first process", cause))?;
     if program != Path::new(CELL) {
         return Err(wrong("the container's first process is not on this machine", io::ErrorKind::InvalidInput.into()));
     }
-    let namespace = File::open(format!("/proc/{pid}/ns/net")).map_err(|cause| wrong("the container's network", cause))?;
+    let namespace =
+        File::open(format!("/proc/{pid}/ns/net")).map_err(|cause| wrong("the container's network", cause))?;
     let own = File::open("/proc/self/ns/net").map_err(|cause| wrong("the worker's network", cause))?;
     let number = |file: &File| rustix::fs::fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
     if number(&namespace).ok() == number(&own).ok() {

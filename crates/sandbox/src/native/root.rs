@@ -172,7 +172,8 @@ pub(crate) fn resolver() -> (String, String) {
 pub(crate) fn exists(layers: &[PathBuf], path: &str) -> bool {
     layers.iter().any(|layer| {
         let open = || {
-            let top = openat(rustix::fs::CWD, layer, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let top =
+                openat(rustix::fs::CWD, layer, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
             openat2(&top, path.trim_start_matches('/'), OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
         };
