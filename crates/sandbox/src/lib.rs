@@ -14,6 +14,7 @@ mod docker;
 mod error;
 mod handshake;
 pub mod hostile;
+mod lead;
 mod native;
 mod oci;
 mod pool;

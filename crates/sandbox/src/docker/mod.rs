@@ -14,11 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use palisade_cell::egress::Sockets;
 use palisade_cell::{Claim, Setup};
 
 use self::engine::Engine;
 use self::order::Order;
 use crate::handshake::{self, Up};
+use crate::lead;
 use crate::native::{self, INSIDE};
 use crate::sandbox::{Body, Sink, Source};
 use crate::scratch::{self, Scratch};
@@ -78,7 +80,6 @@ impl Docker {
     async fn start(&self, spec: Spec) -> Result<Sandbox, Error> {
         let began = Instant::now();
         native::check(&spec)?;
-        native::without_egress(&spec, self.name())?;
         if spec.rootfs != Rootfs::Host {
             let why = "the docker driver's root file system is its image; give that to the driver".to_owned();
             return Err(Error::Spec(why));
@@ -91,7 +92,7 @@ impl Docker {
         }
         let frames = handshake::given(&spec, false);
         let order = Order::new(&spec, &self.options, &self.image, &self.scratch, self.engine.is_podman())?;
-        let (limits, require) = (spec.limits.clone(), spec.require.clone());
+        let (limits, require, egress) = (spec.limits.clone(), spec.require.clone(), spec.egress);
         let given = tokio::task::spawn_blocking(move || give(&spec)).await;
         given.map_err(|_| Error::Ended)??;
         let id = self.engine.create(&order).await?;
@@ -104,13 +105,20 @@ impl Docker {
         };
         match self.enter(&container, &order, &frames).await {
             Ok((up, reader, writer)) => {
+                let network = match if egress { self.lead(&container).await.map(Some) } else { Ok(None) } {
+                    Ok(network) => network,
+                    Err(why) => {
+                        Box::new(container).end().await?;
+                        return Err(why);
+                    }
+                };
                 let mut report = self.report(&limits, up);
                 report.startup = began.elapsed();
                 if let Err(why) = report.demand(&require, self.name()) {
                     Box::new(container).end().await?;
                     return Err(why);
                 }
-                Ok(Sandbox::new(Box::new(container), reader, writer, report))
+                Ok(Sandbox::new(Box::new(container), reader, writer, report).leading_to(network))
             }
             Err(why) => {
                 // What went wrong first is what matters.
@@ -135,6 +143,14 @@ impl Docker {
             return Err(Error::Hardening { field: "SecurityOpt", wanted, found: "none".to_owned() });
         }
         Ok((up, reader, writer))
+    }
+
+    /// Leads the container's network to sockets: with root, and an engine on this machine.
+    async fn lead(&self, container: &Container) -> Result<Sockets, Error> {
+        let inspected = self.engine.inspect(&container.id).await?;
+        let pid = inspected.pointer("/State/Pid").and_then(serde_json::Value::as_i64).filter(|&pid| pid > 0);
+        let pid = pid.and_then(|pid| i32::try_from(pid).ok()).ok_or(Error::Ended)?;
+        tokio::task::spawn_blocking(move || lead::lead(pid)).await.map_err(|_| Error::Ended)?
     }
 
     fn report(&self, limits: &Limits, up: Up) -> Report {
@@ -186,6 +202,7 @@ impl Driver for Docker {
             rootless: true,
             freeze: true,
             network_isolation: true,
+            egress: native::is_root(),
             resource_limits: true,
             ..Capabilities::default()
         }

@@ -47,6 +47,10 @@ impl Order {
         for mount in &spec.memory {
             binds.push((text(&mount.host)?, format!("/mnt/memory/{}", mount.name), !mount.read_only));
         }
+        // What would cover something of the image's is left out: nobody here knows what is in it.
+        for given in spec.given.iter().filter(|given| !given.over) {
+            binds.push((text(&given.host)?, given.target.clone(), false));
+        }
         let words = binds
             .iter()
             .map(|(source, place, writable)| format!("{source}:{place}:{}", if *writable { "rw" } else { "ro" }));

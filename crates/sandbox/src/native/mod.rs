@@ -29,7 +29,7 @@ pub(crate) use identity::{INSIDE, Identity, RANGE, give, is_root};
 pub(crate) use idmap::{Idmap, possible as idmapped};
 pub(crate) use launch::failed;
 pub(crate) use program::{CELL, cell};
-pub(crate) use root::{host, names, own_directory};
+pub(crate) use root::{exists, host, names, own_directory, resolver};
 
 /// Whether the cell's program can be prepared.
 pub(crate) fn program() -> io::Result<()> {

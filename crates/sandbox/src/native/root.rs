@@ -45,7 +45,7 @@ pub(super) fn plan(rootfs: &Rootfs, gpus: &[String], egress: bool, sources: &mut
         Rootfs::Layers(layers) => plan.layers(layers, sources)?,
     }
     if egress {
-        plan.0.files.push(("/etc/resolv.conf".to_owned(), RESOLVER.to_owned()));
+        plan.0.files.push(resolver());
     }
     for name in DEVICES {
         plan.device(name, *name == "tty");
@@ -161,6 +161,24 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// The file that says whom to ask for names.
+pub(crate) fn resolver() -> (String, String) {
+    ("/etc/resolv.conf".to_owned(), RESOLVER.to_owned())
+}
+
+/// Whether one of the layers has a file at this path, and no link on the way to it.
+pub(crate) fn exists(layers: &[PathBuf], path: &str) -> bool {
+    layers.iter().any(|layer| {
+        let open = || {
+            let top =
+                openat(rustix::fs::CWD, layer, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+            openat2(&top, path.trim_start_matches('/'), OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+        };
+        open().map(File::from).is_ok_and(|file| file.metadata().is_ok_and(|meta| meta.is_file()))
+    })
 }
 
 /// The host's programs and libraries, without devices.

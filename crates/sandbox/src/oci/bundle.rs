@@ -92,6 +92,19 @@ impl Bundle {
             owner.directory(&root, &target)?;
             mounts.push(Mount::bind(&at, &target, writable).like(host));
         }
+        if spec.egress {
+            write_files(&root, &owner, &[native::resolver()])?;
+        }
+        for (index, given) in spec.given.iter().enumerate() {
+            if given.over && !exists(spec, &given.target) {
+                continue;
+            }
+            let name = format!("g{index}");
+            let at = if given.host.is_dir() { self.directory(&name)? } else { self.file(&name)? };
+            self.attach(idmap.mount(&given.host, false)?, &at)?;
+            // What is below `/run` the runtime makes in its tmpfs; anything else is there.
+            mounts.push(Mount::bind(&at, &given.target, false).like(&given.host));
+        }
         owner.file(&root, CELL)?;
         mounts.push(Mount::bind(cell, CELL, false));
         self.config(&config::config(spec, identity, &mounts))
@@ -201,6 +214,12 @@ impl Bundle {
         Ok(path)
     }
 
+    fn file(&self, name: &str) -> Result<PathBuf, Error> {
+        let path = self.path.join(name);
+        OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path).map_err(wrong(&path))?;
+        Ok(path)
+    }
+
     /// The file that the runtime writes its container's process id to.
     pub(super) fn pid_file(&self) -> PathBuf {
         self.path.join("pid")
@@ -227,6 +246,15 @@ fn places(spec: &Spec) -> Vec<(&Path, String, bool)> {
         spec.memory.iter().map(|mount| (mount.host.as_path(), format!("/mnt/memory/{}", mount.name), !mount.read_only)),
     );
     places
+}
+
+/// Whether a root has a file at this path, and no link on the way to it.
+fn exists(spec: &Spec, path: &str) -> bool {
+    match &spec.rootfs {
+        Rootfs::Host => native::exists(&["/".into()], path),
+        Rootfs::Directory(directory) => native::exists(std::slice::from_ref(directory), path),
+        Rootfs::Layers(layers) => native::exists(layers, path),
+    }
 }
 
 /// A colon separates layers, a comma options.

@@ -26,6 +26,7 @@ use tokio::process::{ChildStdin, ChildStdout};
 use self::bundle::Bundle;
 use self::runtime::{Kind, Runtime};
 use crate::handshake::{self, Up};
+use crate::lead;
 use crate::native::{self, Cgroups, Identity};
 use crate::sandbox::{Body, Sink, Source};
 use crate::scratch::{self, Scratch};
@@ -86,13 +87,16 @@ impl Oci {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let began = Instant::now();
         native::check(&spec)?;
-        native::without_egress(&spec, self.name())?;
+        if self.runtime.kind == Kind::Gvisor && spec.egress {
+            let why = "gVisor has a network of its own, which cannot be led to the egress service; use runc or crun, or no egress";
+            return Err(Error::Spec(why.to_owned()));
+        }
         if !spec.gpus.is_empty() {
             return Err(Error::Spec("the oci driver passes no GPU on".to_owned()));
         }
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let frames = handshake::given(&spec, self.runtime.kind != Kind::Gvisor);
-        let (limits, require) = (spec.limits.clone(), spec.require.clone());
+        let (limits, require, egress) = (spec.limits.clone(), spec.require.clone(), spec.egress);
         let (runtime, scratch) = (self.runtime.clone(), self.scratch.clone());
         let made = tokio::task::spawn_blocking(move || Container::start(&spec, runtime, scratch, number)).await;
         let (mut container, stdin, stdout) = made.map_err(|_| Error::Ended)??;
@@ -108,6 +112,14 @@ impl Oci {
             }
         };
         container.adopt().await?;
+        let network = match &container.first {
+            // Nothing but the cell runs in there yet, and it does nothing unasked.
+            &Some((pid, _)) if egress => {
+                let led = tokio::task::spawn_blocking(move || lead::lead(pid)).await;
+                Some(led.map_err(|_| Error::Ended)??)
+            }
+            _ => None,
+        };
         if !up.filtered && self.runtime.kind != Kind::Gvisor {
             let (field, found) = ("linux.seccomp", "none".to_owned());
             return Err(Error::Hardening { field, wanted: "a system-call profile".to_owned(), found });
@@ -115,7 +127,7 @@ impl Oci {
         let mut report = self.report(&limits, &container, up)?;
         report.startup = began.elapsed();
         report.demand(&require, self.name())?;
-        Ok(Sandbox::new(Box::new(container), reader, writer, report))
+        Ok(Sandbox::new(Box::new(container), reader, writer, report).leading_to(network))
     }
 
     fn report(&self, limits: &Limits, container: &Container, up: Up) -> Result<Report, Error> {
@@ -177,6 +189,7 @@ impl Driver for Oci {
             freeze: true,
             user_namespaces: true,
             network_isolation: true,
+            egress: self.runtime.kind != Kind::Gvisor,
             resource_limits: true,
             ..Capabilities::default()
         }

@@ -69,6 +69,14 @@ pub struct Failed {
     pub cause: io::Error,
 }
 
+/// Brings up the loopback device of the caller's network namespace.
+///
+/// # Errors
+/// When the caller has no power over it.
+pub fn up() -> io::Result<()> {
+    route::up()
+}
+
 /// Turns the caller's network namespace, whose loopback device is up, into one that leads to the sockets that are returned.
 /// The steps are small and there is nothing to take back: a namespace in which one fails is not to be used.
 ///

@@ -6,7 +6,9 @@ use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::netlink::{ACK, CREATE, Messages, attribute, open};
 
+const RTM_NEWLINK: u16 = 16;
 const RTM_NEWROUTE: u16 = 24;
+const UP: u32 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_PREFSRC: u16 = 7;
 const TABLE_LOCAL: u8 = 255;
@@ -15,6 +17,17 @@ const SCOPE_HOST: u8 = 254;
 const TYPE_LOCAL: u8 = 2;
 /// The loopback device is the first of each namespace.
 const LOOPBACK: u32 = 1;
+
+/// The loopback device is up.
+pub(super) fn up() -> io::Result<()> {
+    let mut messages = Messages::default();
+    let mut fixed = vec![0; 4];
+    fixed.extend(LOOPBACK.to_ne_bytes());
+    // What is to be, and what of it is to change.
+    fixed.extend([UP.to_ne_bytes(), UP.to_ne_bytes()].concat());
+    messages.message(RTM_NEWLINK, ACK, &fixed, |_| {});
+    messages.send(&open(None)?, 1)
+}
 
 /// Every address is this namespace's own.
 pub(super) fn everywhere() -> io::Result<()> {

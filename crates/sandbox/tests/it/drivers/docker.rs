@@ -181,6 +181,7 @@ async fn conforms(kind: Kind) {
         nobody_has_a_privilege,
         the_cell_cannot_be_killed,
         there_is_no_network,
+        the_network_leads_to_the_worker_or_is_refused,
         limits_hold,
         memory_is_limited,
         it_freezes_and_thaws,

@@ -185,6 +185,7 @@ macro_rules! runtime {
                     what_is_written_is_the_hosts,
                     nobody_has_a_privilege,
                     there_is_no_network,
+                    the_network_leads_to_the_worker_or_is_refused,
                     $bomb,
                 $($more,)*
                     memory_is_limited,

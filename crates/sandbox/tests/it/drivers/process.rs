@@ -32,6 +32,7 @@ super::conforms!(
         a_detached_command_is_listed_and_heard_again,
         a_port_inside_is_reached,
         a_command_gets_what_the_spec_says_and_no_more,
+        the_network_leads_to_the_worker_or_is_refused,
         what_is_written_is_the_hosts,
         the_end_leaves_nothing,
         what_is_required_is_there_or_refused,

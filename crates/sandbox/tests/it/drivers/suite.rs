@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_sandbox::{
-    Driver, Error, Exec, ExecRequest, ExitStatus, Facility, MemoryMount, Output, Process, Rootfs, Sandbox, Size, Spec,
-    Status, ToolCall, archive,
+    Driver, Error, Exec, ExecRequest, ExitStatus, Facility, Given, MemoryMount, Output, Process, Rootfs, Sandbox, Size,
+    Spec, Status, ToolCall, archive,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -421,6 +421,43 @@ pub(crate) async fn there_is_no_network(subject: Subject) {
         let said = place.bash(&format!("(echo > /dev/tcp/{host}/{port}) 2>/dev/null && echo through; true")).await;
         assert_eq!(said, "(no output)", "{host}");
     }
+    let devices = place.bash("cat /proc/net/dev").await;
+    assert!(!devices.contains("eth") && !devices.contains("docker"), "{devices}");
+}
+
+pub(crate) async fn the_network_leads_to_the_worker_or_is_refused(subject: Subject) {
+    let given = tempfile::tempdir().unwrap();
+    fs::write(given.path().join("ca.pem"), "a certificate").unwrap();
+    fs::set_permissions(given.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let change = |spec: &mut Spec| {
+        spec.egress = true;
+        let (host, target) = (given.path().to_owned(), "/run/palisade/trust".to_owned());
+        spec.given.push(Given { host, target, over: false });
+    };
+    if !subject.driver.capabilities().egress {
+        let (home, workspace, outputs) = home();
+        let mut spec = Spec::new(workspace, outputs);
+        spec.rootfs = subject.rootfs.clone();
+        change(&mut spec);
+        let why = subject.driver.create(spec).await.unwrap_err().to_string();
+        assert!(why.contains("egress"), "{why}");
+        drop(home);
+        return;
+    }
+    let place = subject.place_with(change).await;
+    let sockets = place.sandbox.network().unwrap();
+    let caught = std::net::TcpListener::from(sockets.caught);
+    caught.set_nonblocking(false).unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = caught.accept().unwrap();
+        let to = rustix::net::sockopt::ip_original_dst(&stream).unwrap();
+        std::io::Write::write_all(&mut stream, format!("meant for {to}").as_bytes()).unwrap();
+    });
+    assert_eq!(place.bash("cat < /dev/tcp/93.184.216.34/4711").await, "meant for 93.184.216.34:4711");
+    let refused = place
+        .bash("(echo x > /dev/udp/8.8.8.8/443) 2>/dev/null; (echo x > /dev/tcp/::1/9) 2>/dev/null || echo refused");
+    assert_eq!(refused.await, "refused");
+    assert_eq!(place.bash("cat /run/palisade/trust/ca.pem").await, "a certificate");
     let devices = place.bash("cat /proc/net/dev").await;
     assert!(!devices.contains("eth") && !devices.contains("docker"), "{devices}");
 }
