@@ -2,6 +2,7 @@
 
 mod check;
 mod tail;
+mod test;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ use std::time::SystemTime;
 use clap::Subcommand;
 use palisade_egress::policy::Policies;
 use palisade_vault::{Surroundings, SystemClock};
-use palisade_worker::Credentials;
+use palisade_worker::{Credentials, IdentityConfig};
 
 use crate::output::{Context as _, Failure, Outcome, Output};
 
@@ -24,6 +25,11 @@ pub(crate) enum EgressCommand {
     Tail(tail::TailArgs),
     /// Check that nothing in the audit trail was changed, removed or added.
     Verify(tail::VerifyArgs),
+    /// Try to get past the egress service of this machine, and say what holds.
+    Test(test::TestArgs),
+    /// What sandboxes of the test run.
+    #[command(hide = true)]
+    Attempt(test::AttemptArgs),
 }
 
 pub(crate) fn run(command: &EgressCommand, out: Output) -> Outcome {
@@ -31,6 +37,8 @@ pub(crate) fn run(command: &EgressCommand, out: Output) -> Outcome {
         EgressCommand::Check(args) => check::run(args, out),
         EgressCommand::Tail(args) => tail::run(args, out),
         EgressCommand::Verify(args) => tail::verify(args, out),
+        EgressCommand::Test(args) => test::run(args, out),
+        EgressCommand::Attempt(args) => test::attempt(args),
     }
 }
 
@@ -50,6 +58,13 @@ pub(super) fn credentials(path: Option<&Path>) -> Outcome<Credentials> {
     let what = || format!("the credentials in {} cannot be used", path.display());
     let text = std::fs::read_to_string(path).map_err(|why| Failure::new(what()).why(why))?;
     Credentials::parse(&text, &surroundings, clock).map_err(|why| Failure::new(what()).why(why))
+}
+
+/// Who signs identities, as a file says.
+pub(super) fn identity(path: &Path) -> Outcome<IdentityConfig> {
+    let what = || format!("the identities in {} cannot be used", path.display());
+    let text = std::fs::read_to_string(path).map_err(|why| Failure::new(what()).why(why))?;
+    serde_yaml_ng::from_str(&text).map_err(|why| Failure::new(what()).why(why))
 }
 
 /// The time of records and certificates.
