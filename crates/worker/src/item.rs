@@ -241,6 +241,10 @@ async fn serve_session(
             environment: shared.options.environment_id.to_string(),
             agent: agent.id,
             agent_name: agent.name,
+            agent_version: agent.version.map(|version| match version {
+                serde_json::Value::String(text) => text,
+                other => other.to_string(),
+            }),
             vaults: found.vault_ids.unwrap_or_default(),
         };
         match egress.way(&whose).await {

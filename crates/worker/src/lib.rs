@@ -31,7 +31,9 @@ mod worker;
 mod workspace;
 
 pub use client::ClientError;
-pub use egress::{Credentials, CredentialsError, Described, Egress, EgressOptions, OpenError};
+pub use egress::{
+    Credentials, CredentialsError, Described, Egress, EgressOptions, IdentitiesError, IdentityConfig, OpenError, TokenConfig,
+};
 pub use observe::{Observation, Observer};
 pub use options::{Before, Checkpoints, Mode, Options};
 pub use pace::Pace;

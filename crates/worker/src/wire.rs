@@ -118,6 +118,9 @@ pub(crate) struct SessionAgent {
     pub(crate) id: Option<String>,
     #[serde(default)]
     pub(crate) name: Option<String>,
+    /// A number at some control planes, a text at others.
+    #[serde(default)]
+    pub(crate) version: Option<serde_json::Value>,
     #[serde(default)]
     pub(crate) skills: Option<Vec<SkillRef>>,
 }

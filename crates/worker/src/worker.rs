@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::client::{CallError, Client, ClientError, ClientOptions, is_loopback};
+use crate::egress::IdentitiesError;
 use crate::item::{self, Outcome, Shared};
 use crate::observe::Observation;
 use crate::options::{Checkpoints, Mode, Options};
@@ -41,6 +42,9 @@ pub enum Error {
     /// The base URL would send the key over the network in the clear.
     #[error("the base URL {0} is plain HTTP to another machine; use https://, or permit it explicitly")]
     PlainHttp(String),
+    /// The keys of identities cannot be served.
+    #[error(transparent)]
+    Identities(#[from] IdentitiesError),
     /// A variable for sandboxes would carry a credential.
     #[error(
         "the variable {0} may not be set in sandboxes: it is a name, or holds the value, of the worker's own credential"
@@ -248,6 +252,11 @@ impl Worker {
             let ssh = ssh.map_err(|source| Error::Ssh { address, source })?;
             authority = Some(ssh.authority());
             admin.tasks.spawn(ssh.serve(stop.clone()));
+        }
+        if let Some(egress) = &options.egress
+            && let Some(serving) = egress.serve(stop.clone()).await?
+        {
+            admin.tasks.spawn(serving);
         }
         if options.admin {
             let registry = self.shared.registry.clone();

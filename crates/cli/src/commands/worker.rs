@@ -10,7 +10,9 @@ use clap::{Args, ValueEnum};
 use palisade_api::{EnvironmentId, Secret};
 use palisade_image::{Policy, PublicKey, Registries, Store as ImageStore};
 use palisade_sandbox::{Facility, Limits, Native, PoolOptions, Report, Rootfs, Status};
-use palisade_worker::{Before, Checkpoints, Egress, EgressOptions, Mode, Observation, Observer, Options, Summary, Worker};
+use palisade_worker::{
+    Before, Checkpoints, Egress, EgressOptions, Mode, Observation, Observer, Options, Summary, Worker,
+};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -137,6 +139,9 @@ pub(crate) struct ServingArgs {
     /// Credentials that the egress service puts into requests, and where their values come from (docs/egress.md).
     #[arg(long, value_name = "FILE", requires = "egress", help_heading = "Egress")]
     credentials: Option<PathBuf>,
+    /// Who signs identities of sessions, and the tokens that they have placeholders of (docs/egress.md).
+    #[arg(long, value_name = "FILE", requires = "egress", help_heading = "Egress")]
+    identity: Option<PathBuf>,
     /// Certificate authorities (PEM) of upstreams besides the system's.
     #[arg(long, value_name = "FILE", requires = "egress", help_heading = "Egress")]
     upstream_ca: Option<PathBuf>,
@@ -250,13 +255,15 @@ impl ServingArgs {
         if !options.driver.capabilities().egress {
             return Err(Failure::new("--egress cannot be used")
                 .why(format!("the {} driver leads no network to the egress service", options.driver.name()))
-                .fix("use the native driver"));
+                .fix("use native, oci with runc or crun, or, as root, docker"));
         }
         let policies = egress::policies(policy)?;
         let credentials = egress::credentials(self.credentials.as_deref())?;
+        let identity = self.identity.as_deref().map(egress::identity).transpose()?;
         let settings = EgressOptions {
             policies,
             credentials,
+            identity: identity.map(|config| (config, options.state_dir.join("identity"))),
             upstream_ca: self.upstream_ca.clone(),
             resolver: None,
             trail: options.state_dir.join("audit"),

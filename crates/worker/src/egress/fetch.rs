@@ -72,3 +72,32 @@ fn failed(error: reqwest::Error) -> FetchError {
     }
     FetchError(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::{get, post};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_comes_whole_and_nothing_is_followed() {
+        let router = axum::Router::new()
+            .route("/token", post(async |body: String| (axum::http::StatusCode::CREATED, body + "!")))
+            .route("/large", get(async || "x".repeat(LONGEST + 1)))
+            .route("/away", get(async || axum::response::Redirect::temporary("/large")));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let serving = tokio::spawn(async move { axum::serve(listener, router).await });
+        let direct = Direct::new(None).unwrap();
+        let get = |path: &str| Request::get(format!("{url}{path}")).body(Bytes::new()).unwrap();
+        let asked = Request::post(format!("{url}/token")).body(Bytes::from_static(b"yes")).unwrap();
+        let answer = direct.fetch(asked).await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.body()[..]), (201, &b"yes!"[..]));
+        assert!(direct.fetch(get("/large")).await.unwrap_err().to_string().contains("256 KiB"));
+        assert_eq!(direct.fetch(get("/away")).await.unwrap().status(), 307);
+        serving.abort();
+        let _ = serving.await;
+        let gone = direct.fetch(get("/token")).await.unwrap_err().to_string();
+        assert!(!gone.contains("127.0.0.1") && !gone.is_empty(), "{gone}");
+    }
+}

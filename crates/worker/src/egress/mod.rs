@@ -4,6 +4,7 @@
 //! service of its own, with a certificate authority of its own.
 
 mod fetch;
+mod identity;
 mod refused;
 mod supply;
 mod trail;
@@ -19,17 +20,21 @@ use std::time::SystemTime;
 
 use palisade_api::Timestamp;
 use palisade_egress::broker::{Broker, BrokerError, Fetch, Mint};
-use palisade_egress::policy::{Policies, Policy, PolicyError, Subject};
+use palisade_egress::policy::{Policies, Policy, Subject};
 use palisade_egress::proxy::{self, Listeners, PrepareError, Prepared, Resolver, Service, ServiceError, SessionSpec};
 use palisade_sandbox::{Given, Sockets};
 use palisade_vault::Vault;
+use palisade_vault::identity::Identity;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use fetch::Direct;
+use identity::Identities;
 use trail::Kept;
 use trust::Trust;
 
+pub use identity::{IdentitiesError, IdentityConfig, TokenConfig};
 pub use supply::{Credentials, CredentialsError, Described};
 
 /// How the worker's egress service is set up.
@@ -39,6 +44,8 @@ pub struct EgressOptions {
     pub policies: Policies,
     /// What sessions may use.
     pub credentials: Credentials,
+    /// Who signs identities of sessions, and the directory of its keys; nobody when absent.
+    pub identity: Option<(IdentityConfig, PathBuf)>,
     /// Certificate authorities (PEM) of upstreams besides the system's.
     pub upstream_ca: Option<PathBuf>,
     /// Finds the addresses of upstreams; the machine's own names and resolvers when absent.
@@ -60,6 +67,7 @@ pub struct Egress {
     /// Where a credential needs requests of the broker's own.
     fetch: Option<Arc<dyn Fetch>>,
     mint: Mint,
+    identities: Option<Arc<Identities>>,
     trail: palisade_audit::Trail,
     trust: Trust,
     now: fn() -> SystemTime,
@@ -92,9 +100,9 @@ pub enum OpenError {
     /// Placeholders cannot be made.
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    /// The policy cannot be read.
+    /// Identities cannot be signed.
     #[error(transparent)]
-    Policy(#[from] PolicyError),
+    Identities(#[from] IdentitiesError),
     /// A credential's value comes from nowhere.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
@@ -127,6 +135,7 @@ pub(crate) struct Whose {
     pub(crate) environment: String,
     pub(crate) agent: Option<String>,
     pub(crate) agent_name: Option<String>,
+    pub(crate) agent_version: Option<String>,
     /// The vaults that the session names, in its order.
     pub(crate) vaults: Vec<String>,
 }
@@ -137,7 +146,7 @@ impl Egress {
     /// # Errors
     /// When the trail does not verify, or there is nothing to check upstreams by.
     pub fn open(options: EgressOptions) -> Result<Arc<Egress>, OpenError> {
-        let EgressOptions { policies, credentials, upstream_ca, resolver, trail, now } = options;
+        let EgressOptions { policies, credentials, identity, upstream_ca, resolver, trail, now } = options;
         let trust = Trust::open(upstream_ca.as_deref())?;
         let clock = Arc::new(move || timestamp(now()));
         let trail = palisade_audit::Trail::open(&trail, palisade_audit::Options::new(clock))?;
@@ -148,6 +157,8 @@ impl Egress {
         if policies.observes() {
             tracing::warn!("a section of the egress policy observes: what it would refuse goes out; this is not for production");
         }
+        let identities = identity.map(|(config, directory)| Identities::open(config, &directory, now)).transpose()?;
+        let identities = identities.map(Arc::new);
         credentials.check()?;
         let fetch = credentials.fetches().then(|| Direct::new(upstream_ca.as_deref())).transpose();
         let fetch = fetch.map_err(OpenError::Fetch)?.map(|direct| Arc::new(direct) as Arc<dyn Fetch>);
@@ -164,6 +175,7 @@ impl Egress {
             tending: Mutex::new(Some(AbortOnDropHandle::new(tending))),
             fetch,
             mint: Mint::new()?,
+            identities,
             trail,
             trust,
             now,
@@ -196,14 +208,35 @@ impl Egress {
         if policy.is_none() {
             return Ok(None);
         }
-        let credentials = self.credentials.of(&self.vault, whose, self.fetch.as_ref())?;
+        let mut credentials = self.credentials.of(&self.vault, whose, self.fetch.as_ref())?;
+        let mut identity = None;
+        if let Some(identities) = &self.identities {
+            let (own, tokens) = identities.of(whose).map_err(|why| why.to_string())?;
+            credentials.extend(tokens);
+            identity = Some(own);
+        }
         let broker = Broker::prepare(&self.mint, &whose.session, credentials).await.map_err(|why| why.to_string())?;
         Ok(Some(Way {
             egress: self.clone(),
             session: whose.session.clone(),
             policy: Arc::new(policy),
             broker: Arc::new(broker),
+            identity,
         }))
+    }
+
+    /// Serves what others need of it, the keys of identities, until it is told to stop.
+    ///
+    /// # Errors
+    /// When the address cannot be listened at.
+    pub(crate) async fn serve(
+        &self,
+        stop: CancellationToken,
+    ) -> Result<Option<impl Future<Output = ()> + Send + use<>>, IdentitiesError> {
+        let Some(identities) = &self.identities else { return Ok(None) };
+        let Some((address, serving)) = identities.serve(stop).await? else { return Ok(None) };
+        tracing::info!(%address, "serving the keys of identities");
+        Ok(Some(serving))
     }
 
     /// Ends what the worker still holds of others: leases are revoked, the trail is complete.
@@ -228,6 +261,7 @@ pub(crate) struct Way {
     session: String,
     policy: Arc<Policy>,
     broker: Arc<Broker>,
+    identity: Option<Identity>,
 }
 
 /// What one sandbox is told of its way out.
@@ -257,6 +291,9 @@ impl Way {
 
     /// The session has ended: it gets no value any more.
     pub(crate) async fn end(&self) {
+        if let Some(identity) = &self.identity {
+            identity.end();
+        }
         for left in self.egress.vault.end_session(&self.session).await {
             tracing::warn!(session = self.session, ?left, "a lease could not be revoked; it is tried again");
         }

@@ -361,3 +361,90 @@ impl Supply for FromVault {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{Request, Response};
+    use bytes::Bytes;
+    use palisade_egress::broker::FetchError;
+    use palisade_vault::SystemClock;
+
+    use super::*;
+
+    const ENVIRONMENT: &[(&str, &str)] = &[("ONE", "value-one"), ("TWO", "value-two"), ("APP", "not a key")];
+
+    fn parse(credentials: &str) -> Result<Credentials, CredentialsError> {
+        let text = format!("sources: {{env: {{variables: [ONE, TWO, APP]}}}}\ncredentials:\n{credentials}");
+        let surroundings = Surroundings::new(|name| {
+            ENVIRONMENT.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).into())
+        });
+        Credentials::parse(&text, &surroundings, Arc::new(SystemClock::new()))
+    }
+
+    fn one(variable: &str, from: &str, more: &str) -> String {
+        format!(
+            "- {{auth: {{type: environment_variable, secret_name: {variable}, secret_value: {{from: 'env:{from}'}}, \
+             networking: {{type: limited, allowed_hosts: [api.example.com]}}}}{more}}}\n"
+        )
+    }
+
+    fn whose(vaults: &[&str]) -> Whose {
+        let vaults = vaults.iter().map(|&id| id.to_owned()).collect();
+        Whose { session: "session".to_owned(), vaults, ..Whose::default() }
+    }
+
+    #[tokio::test]
+    async fn a_session_has_what_its_vaults_give_before_what_all_have_and_loses_it_when_it_is_revoked() {
+        let all = one("TOKEN", "ONE", "") + &one("TOKEN", "TWO", ", vaults: [vlt_a], display_name: second");
+        let credentials = parse(&all).unwrap();
+        let vault = credentials.vault();
+        let value = async |vaults: &[&str]| {
+            let all = credentials.of(&vault, &whose(vaults), None).unwrap();
+            assert_eq!(all.len(), 1);
+            all[0].value.value().await.map(|value| value.expose().to_owned())
+        };
+        assert_eq!(value(&[]).await.unwrap(), "value-one");
+        assert_eq!(value(&["vlt_b", "vlt_a"]).await.unwrap(), "value-two");
+        let meant = credentials.meant("second");
+        assert_eq!(meant, ["env:TWO".parse().unwrap()]);
+        assert_eq!(credentials.meant("env:TWO"), meant);
+        assert!(credentials.meant("env:THREE").is_empty() && credentials.meant("third").is_empty());
+        vault.revoke(&meant[0]).await;
+        assert!(matches!(value(&["vlt_a"]).await, Err(SupplyError::Revoked)));
+        assert_eq!(value(&[]).await.unwrap(), "value-one");
+        assert!(vault.allow(&meant[0]));
+        assert_eq!(value(&["vlt_a"]).await.unwrap(), "value-two");
+    }
+
+    #[test]
+    fn of_two_for_the_same_sessions_one_would_never_be_used() {
+        let wrong = |all: String| parse(&all).unwrap_err().to_string();
+        assert!(wrong(one("A", "ONE", "") + &one("A", "TWO", "")).starts_with("`credentials[1].auth.secret_name`: "));
+        let vaults = ", vaults: [vlt_a, vlt_b]";
+        assert!(wrong(one("A", "ONE", vaults) + &one("A", "TWO", ", vaults: [vlt_b]")).contains("same variable"));
+        let keys = ", use: {as: aws_keys}";
+        assert!(wrong(one("A", "ONE", keys) + &one("B", "TWO", keys)).contains("same variable"));
+        let certificate = ", use: {as: client_certificate}";
+        assert!(parse(&(one("A", "ONE", certificate) + &one("A", "TWO", certificate))).is_ok());
+    }
+
+    #[derive(Debug)]
+    struct Nothing;
+
+    #[async_trait]
+    impl Fetch for Nothing {
+        async fn fetch(&self, _: Request<Bytes>) -> Result<Response<Bytes>, FetchError> {
+            Err(FetchError("nothing is there".to_owned()))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_app_s_key_is_not_what_is_put_in() {
+        let credentials = parse(&one("GH", "APP", ", use: {as: github_app, app: 1, installation: 2}")).unwrap();
+        assert!(credentials.fetches() && credentials.of(&credentials.vault(), &whose(&[]), None).is_err());
+        let fetch: Arc<dyn Fetch> = Arc::new(Nothing);
+        let all = credentials.of(&credentials.vault(), &whose(&[]), Some(&fetch)).unwrap();
+        let Err(SupplyError::Unavailable(why)) = all[0].value.value().await else { panic!("a key that is none") };
+        assert!(why.contains("private key of GitHub App 1") && !why.contains("not a key"), "{why}");
+    }
+}
