@@ -266,6 +266,7 @@ impl ServingArgs {
             identity: identity.map(|config| (config, options.state_dir.join("identity"))),
             upstream_ca: self.upstream_ca.clone(),
             resolver: None,
+            state: options.state_dir.clone(),
             trail: options.state_dir.join("audit"),
             now: egress::now,
         };

@@ -12,13 +12,15 @@ mod trust;
 mod usage;
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use palisade_api::Timestamp;
+use palisade_checkpoint::{Durable, write_whole};
 use palisade_egress::broker::{Broker, BrokerError, Fetch, Mint};
 use palisade_egress::policy::{Policies, Policy, Subject};
 use palisade_egress::proxy::{self, Listeners, PrepareError, Prepared, Resolver, Service, ServiceError, SessionSpec};
@@ -27,6 +29,7 @@ use palisade_vault::Vault;
 use palisade_vault::identity::Identity;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 use tokio_util::task::AbortOnDropHandle;
 
 use fetch::Direct;
@@ -50,6 +53,8 @@ pub struct EgressOptions {
     pub upstream_ca: Option<PathBuf>,
     /// Finds the addresses of upstreams; the machine's own names and resolvers when absent.
     pub resolver: Option<Arc<dyn Resolver>>,
+    /// The directory of the key by which the placeholders of this worker are known, also those of its earlier processes.
+    pub state: PathBuf,
     /// The directory of the audit trail.
     pub trail: PathBuf,
     /// The time, for records and certificates.
@@ -100,6 +105,14 @@ pub enum OpenError {
     /// Placeholders cannot be made.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// The key of placeholders cannot be kept.
+    #[error("the key of placeholders, {path}, cannot be used: {cause}", path = path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        cause: io::Error,
+    },
     /// Identities cannot be signed.
     #[error(transparent)]
     Identities(#[from] IdentitiesError),
@@ -146,7 +159,7 @@ impl Egress {
     /// # Errors
     /// When the trail does not verify, or there is nothing to check upstreams by.
     pub fn open(options: EgressOptions) -> Result<Arc<Egress>, OpenError> {
-        let EgressOptions { policies, credentials, identity, upstream_ca, resolver, trail, now } = options;
+        let EgressOptions { policies, credentials, identity, upstream_ca, resolver, state, trail, now } = options;
         let trust = Trust::open(upstream_ca.as_deref())?;
         let clock = Arc::new(move || timestamp(now()));
         let trail = palisade_audit::Trail::open(&trail, palisade_audit::Options::new(clock))?;
@@ -174,7 +187,7 @@ impl Egress {
             vault,
             tending: Mutex::new(Some(AbortOnDropHandle::new(tending))),
             fetch,
-            mint: Mint::new()?,
+            mint: mint(&state)?,
             identities,
             trail,
             trust,
@@ -333,6 +346,28 @@ impl Led {
         self.refused.abort();
         self.session.close().await;
     }
+}
+
+/// What makes placeholders, with the key that an earlier process left: what that gave out is known, and refused.
+fn mint(state: &Path) -> Result<Mint, OpenError> {
+    const KEY: &str = "placeholders.key";
+    let path = state.join(KEY);
+    let wrong = |cause| OpenError::Key { path: path.clone(), cause };
+    let mut key = Zeroizing::new([0; 32]);
+    match std::fs::File::open(&path) {
+        Ok(mut file) => {
+            if file.metadata().map_err(wrong)?.permissions().mode() & 0o077 != 0 {
+                return Err(wrong(io::Error::other("others may read it; remove it to have a new one made")));
+            }
+            file.read_exact(&mut *key).map_err(wrong)?;
+        }
+        Err(why) if why.kind() == io::ErrorKind::NotFound => {
+            getrandom::fill(&mut *key).map_err(|why| wrong(io::Error::other(why.to_string())))?;
+            write_whole(state, KEY, &*key, Durable::Yes).map_err(|why| wrong(io::Error::other(why)))?;
+        }
+        Err(why) => return Err(wrong(why)),
+    }
+    Ok(Mint::from_key(&key))
 }
 
 fn timestamp(time: SystemTime) -> Timestamp {

@@ -1,7 +1,7 @@
 //! The audit trail as the egress service needs it.
 //!
-//! What lets something new out is durable before it does: a connection that is made, a request that a credential is put into, an
-//! alert. Each further request of a connection that is on the trail, each refusal and each name is handed to the writer before
+//! What lets something new out is durable before it does: a connection that is made, a request in the clear or with a credential put
+//! in, an alert. Each further request of a connection that is on the trail, each refusal and each name is handed to the writer before
 //! the answer or the request goes out, and is on the disk within 50 ms: a power cut or the end of the worker's process may take
 //! the last of them, never the connection that they belong to. Once a write has failed everything waits for the disk, and what
 //! cannot be written does not happen.
@@ -62,7 +62,9 @@ impl palisade_egress::Trail for Kept {
         }
         let entry = self.next.fetch_add(1, Ordering::Relaxed);
         let session = Some(what.session.as_str());
-        let weighty = what.allowed && (what.kind == "connect" || !what.credentials.is_empty()) || what.alert;
+        // A request in the clear has no entry of its connection before it.
+        let new = what.kind == "connect" || what.protocol == "http" || !what.credentials.is_empty();
+        let weighty = what.allowed && new || what.alert;
         let begin = Begin { entry, what };
         let kept = if weighty || self.trail.failing() {
             self.trail.append("egress.begin", session, begin).await.map(drop)
