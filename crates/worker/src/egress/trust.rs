@@ -17,6 +17,8 @@ use super::OpenError;
 const INSIDE: &str = "/run/palisade/trust";
 const BUNDLE: &str = "bundle.pem";
 const OWN: &str = "ca.pem";
+/// What programs that have authorities of their own are to trust besides those.
+const EXTRA: &str = "extra.pem";
 const KEYSTORE: &str = "cacerts.jks";
 
 /// Where systems keep what their programs trust; each is covered where it exists.
@@ -50,6 +52,8 @@ pub(super) struct Trust {
     authorities: Vec<CertificateDer<'static>>,
     /// The same as text.
     pem: String,
+    /// Those that are not the system's.
+    extra: String,
 }
 
 impl Trust {
@@ -60,6 +64,7 @@ impl Trust {
             tracing::warn!(%error, "some of the system's certificate authorities cannot be read");
         }
         let mut authorities = found.certs;
+        let system = authorities.len();
         if let Some(path) = more {
             let wrong = |cause: String| OpenError::Authorities { path: path.to_owned(), cause };
             let text = fs::read(path).map_err(|why| wrong(why.to_string()))?;
@@ -71,11 +76,14 @@ impl Trust {
                 return Err(wrong("there is no certificate in it".to_owned()));
             }
         }
-        let mut pem = String::new();
+        let (mut pem, mut extra) = (String::new(), String::new());
         for certificate in &authorities {
             write_pem(&mut pem, certificate);
         }
-        Ok(Trust { authorities, pem })
+        for certificate in &authorities[system..] {
+            write_pem(&mut extra, certificate);
+        }
+        Ok(Trust { authorities, pem, extra })
     }
 
     /// For the worker's own connections to upstreams. Without any, no upstream is trusted.
@@ -96,6 +104,7 @@ impl Trust {
         fs::create_dir_all(directory)?;
         let certificate = CertificateDer::from_pem_slice(own.as_bytes()).map_err(io::Error::other)?;
         fs::write(directory.join(OWN), own)?;
+        fs::write(directory.join(EXTRA), [own, &self.extra].concat())?;
         fs::write(directory.join(BUNDLE), [own, &self.pem].concat())?;
         fs::write(directory.join(KEYSTORE), keystore([&certificate].into_iter().chain(&self.authorities)))?;
         let over = |file: &str, target: &str| Given {
@@ -115,7 +124,7 @@ pub(super) fn environment() -> Vec<(String, String)> {
     let bundle = format!("{INSIDE}/{BUNDLE}");
     let proxy = format!("http://{PROXY}");
     let mut variables: Vec<(&str, String)> = BUNDLES.iter().map(|name| (*name, bundle.clone())).collect();
-    variables.push(("NODE_EXTRA_CA_CERTS", format!("{INSIDE}/{OWN}")));
+    variables.push(("NODE_EXTRA_CA_CERTS", format!("{INSIDE}/{EXTRA}")));
     let java = format!("-Djavax.net.ssl.trustStore={INSIDE}/{KEYSTORE} -Djavax.net.ssl.trustStoreType=jks");
     variables.push(("JAVA_TOOL_OPTIONS", java));
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
