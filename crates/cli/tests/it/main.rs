@@ -15,3 +15,4 @@ mod rig;
 mod sandbox;
 mod sandboxes;
 mod sessions;
+mod vault;

@@ -90,7 +90,7 @@ pub enum CredentialsError {
         /// How records name it.
         name: String,
         /// Which source is missing.
-        error: VaultError,
+        error: Box<VaultError>,
     },
 }
 
@@ -192,7 +192,8 @@ impl Credentials {
     pub fn check(&self) -> Result<(), CredentialsError> {
         self.entries.iter().try_for_each(|entry| {
             let checked = self.vault.check(&entry.value);
-            checked.map_err(|error| CredentialsError::NoSource { name: entry.reference.clone(), error })
+            checked
+                .map_err(|error| CredentialsError::NoSource { name: entry.reference.clone(), error: Box::new(error) })
         })
     }
 

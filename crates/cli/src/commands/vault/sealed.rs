@@ -72,7 +72,7 @@ pub(crate) struct RemoveArgs {
                         with the old key: if others may have that, rotate the secrets too."
 )]
 pub(crate) struct RekeyArgs {
-    /// The new key: a path, at which one is made if there is none, or where one is, as with --key. The old one stays.
+    /// The new key, named in the same way; at a path one is made if there is none. The old one stays.
     #[arg(long, value_name = "KEY")]
     new_key: Option<String>,
     #[command(flatten)]
