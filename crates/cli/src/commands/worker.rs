@@ -136,7 +136,7 @@ pub(crate) struct ServingArgs {
     /// What sessions may reach, by environment and agent (docs/reference/egress-policy.md). Without it nothing leaves a sandbox.
     #[arg(long, value_name = "FILE", help_heading = "Egress")]
     egress: Option<PathBuf>,
-    /// Credentials that the egress service puts into requests, and where their values come from (docs/egress.md).
+    /// Credentials that the egress service puts into requests, and where their values come from (docs/vault.md).
     #[arg(long, value_name = "FILE", requires = "egress", help_heading = "Egress")]
     credentials: Option<PathBuf>,
     /// Who signs identities of sessions, and the tokens that they have placeholders of (docs/egress.md).
