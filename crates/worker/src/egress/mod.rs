@@ -370,6 +370,11 @@ fn mint(state: &Path) -> Result<Mint, OpenError> {
     Ok(Mint::from_key(&key))
 }
 
+/// The egress service's view of an audit trail, as the worker has it: what to measure the service with, outside of a worker.
+pub fn egress_trail(trail: palisade_audit::Trail, now: SystemTime) -> Arc<dyn palisade_egress::Trail> {
+    Arc::new(Kept::new(trail, now))
+}
+
 fn timestamp(time: SystemTime) -> Timestamp {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
