@@ -4,6 +4,7 @@
 
 mod calls;
 mod checkpoints;
+mod egress;
 mod faults;
 mod lease;
 mod perimeter;
