@@ -77,6 +77,7 @@ async fn process_with_its_trail_on_a_small_disk() {
     let mut file = std::fs::File::create(&ballast).unwrap();
     let why = std::io::copy(&mut std::io::repeat(1), &mut file).unwrap_err();
     assert_eq!(why.kind(), std::io::ErrorKind::StorageFull);
+    drop(file);
     // What is left of the last block may take a few records more; then nothing goes out, and nothing is pretended.
     let full = format!(
         "for n in $(seq 500); do {} | grep -q audit_unavailable && {{ echo stopped; break; }}; done",

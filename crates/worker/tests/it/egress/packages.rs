@@ -13,10 +13,13 @@ use serde_json::json;
 
 use super::world::{CANARY, DIRECT, World, credential, has, policy, rule};
 
+/// A file and its type, by host and path.
+type Files = dyn Fn(&str, &str) -> Option<(&'static str, Vec<u8>)> + Send + Sync;
+
 /// Files by path, for whoever has the right `Authorization`; for everybody at hosts whose names begin with `open-`.
 struct Shelf {
     authorization: String,
-    files: Box<dyn Fn(&str, &str) -> Option<(&'static str, Vec<u8>)> + Send + Sync>,
+    files: Box<Files>,
 }
 
 async fn give(State(shelf): State<Arc<Shelf>>, uri: Uri, headers: HeaderMap) -> Response<Body> {
