@@ -120,8 +120,8 @@ async fn a_coding_agent_works_with_a_placeholder() {
 
 const SDK: &str = r#"
 import Anthropic from "@anthropic-ai/sdk";
-const stream = new Anthropic().messages.stream({ model: "m", max_tokens: 64, messages: [{ role: "user", content: "speak" }] });
-console.log(await stream.finalText());
+const stream = new Anthropic().messages.stream({ model: "m", max_tokens: 64, messages: [{ role: "user", content: process.argv[2] }] });
+console.log(await stream.finalText().catch(String));
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,13 +136,26 @@ async fn the_official_sdk_works_with_a_placeholder() {
     let upstream = world.upstream(&["model.test"], Router::new().fallback(answer).with_state(model.clone())).await;
     let port = upstream.port;
     let rules = [rule("model", "model.test", port, ", methods: [POST], paths: [/v1/]")];
-    let (working, session) =
-        world.begin(&policy(&rules), &credential("ANTHROPIC_API_KEY", "file:keys/model", "model.test"));
-    let script =
-        format!("cat > ask.mjs <<'EOF'\n{SDK}\nEOF\nANTHROPIC_BASE_URL=https://model.test:{port} node ask.mjs");
+    // As an agent's transcript holds what its commands printed, a placeholder may come to stand in a body.
+    world.secret("other", &format!("{CANARY}-only-in-headers"));
+    let only_header = credential("ONLY_HEADER", "file:keys/other", "model.test")
+        .replace("}\n", ", injection_location: {header: true, body: false}}\n");
+    let credentials = credential("ANTHROPIC_API_KEY", "file:keys/model", "model.test") + &only_header;
+    let (working, session) = world.begin(&policy(&rules), &credentials);
+    let script = format!(
+        "cat > ask.mjs <<'EOF'\n{SDK}\nEOF\nexport ANTHROPIC_BASE_URL=https://model.test:{port}; node ask.mjs speak"
+    );
     let shown = world.run(&session, &script).await;
     assert!(shown.contains("the model has spoken"), "{shown}");
     let keys: Vec<String> = model.0.lock().unwrap().iter().map(|asked| asked.key.clone()).collect();
     assert_eq!(keys, [key()]);
+    // Where bodies are enabled, as they are by default, the host that it is for gets it there too, and only that one.
+    let shown = world.run(&session, "node ask.mjs \"look: $ANTHROPIC_API_KEY\"").await;
+    assert!(shown.contains("the model has spoken"), "{shown}");
+    assert_eq!(model.0.lock().unwrap().last().unwrap().body["messages"][0]["content"], format!("look: {}", key()));
+    // Where they are not, it goes nowhere.
+    let shown = world.run(&session, "node ask.mjs \"look: $ONLY_HEADER\"").await;
+    assert!(shown.contains("credential_misused") && shown.contains("stands in the body"), "{shown}");
+    assert_eq!(model.0.lock().unwrap().len(), 2);
     working.end().await;
 }
