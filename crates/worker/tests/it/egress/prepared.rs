@@ -47,7 +47,7 @@ fn npm(name: &str, packages: &[&str]) -> PathBuf {
     })
 }
 
-/// A coding agent: the last of its releases that Node 20 runs by itself.
+/// A coding agent, in a release that Node 20 runs; newer ones ask for Node 22.
 pub(super) fn coding_agent() -> PathBuf {
     npm("claude-code-2.0.76", &["@anthropic-ai/claude-code@2.0.76"])
 }
