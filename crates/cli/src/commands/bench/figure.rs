@@ -12,16 +12,23 @@ pub(super) struct Figure {
     name: &'static str,
     value: f64,
     unit: &'static str,
+    larger_is_better: bool,
     peers: Vec<(&'static str, f64)>,
     details: Map<String, Value>,
 }
 
 impl Figure {
     pub(super) fn new(name: &'static str, value: f64, unit: &'static str) -> Figure {
-        Figure { name, value, unit, peers: Vec::new(), details: Map::new() }
+        Figure { name, value, unit, larger_is_better: false, peers: Vec::new(), details: Map::new() }
     }
 
-    /// Beside it: the same thing done by something else. Of all figures that have a peer the smaller one is the better.
+    /// One of which more is better, such as a rate. Of others less is.
+    #[must_use]
+    pub(super) fn larger_is_better(self) -> Figure {
+        Figure { larger_is_better: true, ..self }
+    }
+
+    /// Beside it: the same thing done by something else.
     #[must_use]
     pub(super) fn beside(mut self, peer: &'static str, value: f64) -> Figure {
         self.peers.push((peer, value));
@@ -45,9 +52,10 @@ impl Figure {
         self.name
     }
 
-    /// How many times a peer's value is this one.
+    /// How many times better this one is than a peer's.
     fn ratio(&self, value: f64) -> Option<f64> {
-        (self.value > 0.0).then(|| value / self.value)
+        let (better, worse) = if self.larger_is_better { (value, self.value) } else { (self.value, value) };
+        (better > 0.0).then(|| worse / better)
     }
 
     /// Hands it to programs, and what it says to the table.
@@ -145,6 +153,9 @@ mod tests {
         let figure = Figure::new("tool_call.p50_ms", 2.0, "ms");
         assert_eq!(figure.ratio(30.0), Some(15.0));
         assert_eq!(Figure::new("worker.idle_rss_mib", 0.0, "MiB").ratio(30.0), None);
+        let rate = Figure::new("egress.requests_per_s", 30.0, "1/s").larger_is_better();
+        assert_eq!(rate.ratio(2.0), Some(15.0));
+        assert_eq!(rate.ratio(0.0), None);
         let shown = figure.beside("python_worker", 30.0).beside("typescript_worker", 5.0);
         let cells = shown.show(Output::new(crate::output::Format::Text));
         assert_eq!(cells[3..5], ["python_worker 30, typescript_worker 5", "15.0×, 2.5×"]);

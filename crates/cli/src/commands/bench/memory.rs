@@ -27,9 +27,18 @@ fn kib(text: &str, field: &str) -> Option<f64> {
 
 /// What is resident of a process, in MiB. Anyone may ask this.
 pub(super) fn resident(pid: u32) -> Outcome<f64> {
+    status(pid, "VmRSS")
+}
+
+/// The most that was ever resident of a process, in MiB. Anyone may ask this.
+pub(super) fn peak(pid: u32) -> Outcome<f64> {
+    status(pid, "VmHWM")
+}
+
+fn status(pid: u32, field: &str) -> Outcome<f64> {
     let what = || format!("the memory of process {pid} cannot be read");
     let status = std::fs::read_to_string(file(pid, "status")).context(what())?;
-    let kib = kib(&status, "VmRSS").ok_or_else(|| Failure::new(what()).why("the process has ended"))?;
+    let kib = kib(&status, field).ok_or_else(|| Failure::new(what()).why("the process has ended"))?;
     Ok(kib / 1024.0)
 }
 

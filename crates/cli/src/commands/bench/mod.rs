@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod dispatch;
+mod egress;
 mod events;
 mod figure;
 mod memory;
@@ -15,14 +16,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use crate::local;
 use crate::output::{Context as _, Failure, Outcome, Output, note};
 
 /// Measure this machine, side by side with the official workers where they are installed.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(
+    disable_help_subcommand = true,
+    after_long_help = "\
 How each figure is measured. Medians unless it says otherwise; what comes first, while caches fill, is left out. Server and \
 workers are child processes, started as an operator would, and speak HTTP over loopback; the database is SQLite with \
 synchronous=FULL. Peers of the sandbox are measured turn by turn in one loop, slow ones in fewer rounds; one that is not \
@@ -77,7 +80,27 @@ then, the streams and their sessions included.
 worker.idle_rss_mib: resident memory of a worker that waits for work. worker.session_rss_mib: what 20 sessions that have \
 each run a command and are idle add to the private memory of the worker and all processes of its sandboxes, by session; \
 bash_mib, cell_mib and worker_mib are its parts. Pages that processes share (programs, libraries) are not counted. Root \
-only.")]
+only.
+
+egress: the service runs in a process of its own, with a trail on the disk as a worker has it; the client and the upstream \
+are in this one, all on loopback over TLS 1.3 and on the same cores. without_trail is a service that keeps nothing.
+
+egress.added_p50_us: a request of HTTP/1.1 for 1 KiB on a connection that is kept, opened by the service and carried on; less \
+the same request sent directly, turn by turn. added_p99_us is the difference of the 99th percentiles. with_credential_us has \
+a value put in, so that each request waits until the disk has its record.
+
+egress.requests_per_s: such requests on 32 connections at a time, all of this machine's cores for service, client and \
+upstream together; by turns with mitmproxy's mitmdump, and with nginx as a reverse proxy that keeps upstream connections, has \
+a process for each core and writes no log. Of these more is better.
+
+egress.fresh_connection_p50_ms: from the client's connect through CONNECT and the handshake to the end of the first answer.
+
+egress.pass_gbit_s, egress.intercept_gbit_s: 512 MiB on one connection, carried unread and opened; grown_mib is what the \
+service's memory grew by at most. egress.sandbox_added_ms: a cold sandbox as in sandbox.cold_p50_ms whose network leads to \
+the service, less one whose network leads nowhere; with_authority_ms also makes and serves the session's certificate \
+authority. egress.sessions_1000_mib: resident memory of the service while each of 1,000 sessions has a connection open, \
+inside and outside; every other session has a credential."
+)]
 pub(crate) struct BenchArgs {
     /// Only the figures whose names begin so, such as `sandbox,sse.p99`.
     #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
@@ -105,6 +128,24 @@ pub(crate) struct BenchArgs {
         default_value = "target/compat/venv/bin/python"
     )]
     python: PathBuf,
+    /// The program that mitmproxy from PyPI has for use without a terminal.
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        env = "PALISADE_BENCH_MITMDUMP",
+        default_value = "target/bench/venv/bin/mitmdump"
+    )]
+    mitmdump: PathBuf,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// What a measurement runs in processes of their own.
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// The egress service.
+    #[command(hide = true)]
+    EgressService(egress::ServiceArgs),
 }
 
 /// What is to be measured, and where.
@@ -117,6 +158,7 @@ struct Plan {
     place: PathBuf,
     compat: PathBuf,
     python: PathBuf,
+    mitmdump: PathBuf,
 }
 
 impl Plan {
@@ -131,7 +173,7 @@ impl Plan {
 }
 
 /// The figures, in the order in which they are measured.
-const FAMILIES: [(&str, &[&str]); 7] = [
+const FAMILIES: [(&str, &[&str]); 8] = [
     ("sandbox", &sandbox::FIGURES),
     ("checkpoint", &checkpoint::FIGURES),
     ("tool_call", &["tool_call.p50_ms"]),
@@ -139,11 +181,15 @@ const FAMILIES: [(&str, &[&str]); 7] = [
     ("events", &["events.durable_per_s"]),
     ("sse", &["sse.p99_ms", "sse.rss_mib"]),
     ("worker", &["worker.idle_rss_mib", "worker.session_rss_mib"]),
+    ("egress", &egress::FIGURES),
 ];
 
 pub(crate) async fn run(args: &BenchArgs, out: Output) -> Outcome {
     // Thousands of streams are as many open files.
     local::harden();
+    if let Some(Part::EgressService(service)) = &args.part {
+        return egress::serve(service, out).await;
+    }
     let place = args.dir.clone().unwrap_or_else(|| {
         let target = PathBuf::from("target");
         if target.is_dir() { target } else { PathBuf::from(".") }
@@ -158,6 +204,7 @@ pub(crate) async fn run(args: &BenchArgs, out: Output) -> Outcome {
         place,
         compat: args.compat.clone(),
         python: args.python.clone(),
+        mitmdump: args.mitmdump.clone(),
     };
     let known =
         |prefix: &String| FAMILIES.iter().flat_map(|(_, names)| *names).any(|name| name.starts_with(prefix.as_str()));
@@ -184,7 +231,8 @@ pub(crate) async fn run(args: &BenchArgs, out: Output) -> Outcome {
             "dispatch" => dispatch::measure(&plan).await,
             "events" => events::measure(&plan).await,
             "sse" => sse::measure(&plan).await,
-            _ => worker::measure(&plan).await,
+            "worker" => worker::measure(&plan).await,
+            _ => egress::measure(&plan).await,
         };
         match figures {
             Ok(figures) => rows.extend(figures.iter().filter(|f| plan.wants(f.name())).map(|f| f.show(out))),

@@ -26,12 +26,10 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts it and waits for the first line of its output that has this prefix; gives what comes after.
-    async fn start(mut command: Command, prefix: &str) -> Outcome<(Process, String)> {
-        let what = format!("{} cannot be started", Path::new(command.as_std().get_program()).display());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-        let mut child = command.spawn().context(what.clone())?;
-        let pid = child.id().ok_or_else(|| Failure::new(what.clone()).why("it ended at once"))?;
-        let output = child.stdout.take().ok_or_else(|| Failure::new(what.clone()).why("it has no output"))?;
+    pub(super) async fn start(mut command: Command, prefix: &str) -> Outcome<(Process, String)> {
+        command.stdout(Stdio::piped());
+        let (mut process, what) = Process::spawn(command)?;
+        let output = process.child.stdout.take().ok_or_else(|| Failure::new(what.clone()).why("it has no output"))?;
         let mut lines = BufReader::new(output).lines();
         let ready = async {
             while let Ok(Some(line)) = lines.next_line().await {
@@ -45,7 +43,21 @@ impl Process {
         let rest = rest.ok_or_else(|| Failure::new(what).why("it did not say that it is ready"))?;
         // A pipe that nobody reads would stop it once it is full; one that is closed would too.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Ok((Process { child, pid }, rest))
+        Ok((process, rest))
+    }
+
+    /// Starts it without hearing what it says, unless somebody asked for its output.
+    pub(super) fn spawn(mut command: Command) -> Outcome<(Process, String)> {
+        let what = format!("{} cannot be started", Path::new(command.as_std().get_program()).display());
+        let child =
+            command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().context(what.clone())?;
+        let pid = child.id().ok_or_else(|| Failure::new(what.clone()).why("it ended at once"))?;
+        Ok((Process { child, pid }, what))
+    }
+
+    /// Whether it has ended by itself.
+    pub(super) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Ends it in good order, and by force when it takes too long.
@@ -73,7 +85,7 @@ pub(super) struct Rig {
 }
 
 /// This very program.
-fn palisade() -> Outcome<Command> {
+pub(super) fn palisade() -> Outcome<Command> {
     let mut command = Command::new(std::env::current_exe().context("this program cannot be found")?);
     // What is set for the shell's own commands is not meant for these.
     for name in ["PALISADE_OUTPUT", "PALISADE_STATE_DIR", "PALISADE_BASE_URL"] {
