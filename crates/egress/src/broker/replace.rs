@@ -12,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 use super::redact::Known;
 use super::scan::{Anchors, Stream};
 use super::sigv4::Signing;
-use super::table::{BodyNeedles, Entry, Find, Table};
+use super::table::{BodyNeedles, Entry, Find, Role, Table};
 use super::{Misuse, Wire};
 use crate::Authority;
 
@@ -199,7 +199,10 @@ impl Replacer {
                         Ok(())
                     }
                     Find::Own(entry) => {
-                        entry.check(destination.wire, &destination.authority, "body")?;
+                        if !enabled(&entry, destination)? {
+                            out.extend_from_slice(found);
+                            return Ok(());
+                        }
                         let value = match values.get(&entry.text) {
                             Some(value) => value.clone()?,
                             None => {
@@ -223,7 +226,17 @@ impl Replacer {
 /// A core without the rest of its placeholder, or encoded: useless to whoever gets it, but a sign of misuse elsewhere.
 fn seen_core(table: &Table, to: &Destination, core: Option<String>) -> Result<(), Misuse> {
     let entry = core.and_then(|core| table.entry(&core)).ok_or(Misuse::Replay)?;
-    entry.check(to.wire, &to.authority, "body")
+    enabled(&entry, to).map(drop)
+}
+
+/// Whether a placeholder in a body is to be replaced. At a host that its credential names it may stand where it is not: it is
+/// worth nothing there, and an agent that has once printed its environment sends it to its model in every request.
+fn enabled(entry: &Entry, to: &Destination) -> Result<bool, Misuse> {
+    match entry.check(to.wire, &to.authority, "body") {
+        Ok(()) => Ok(true),
+        Err(Misuse::Place { .. }) if entry.role == Role::Token => Ok(false),
+        Err(misuse) => Err(misuse),
+    }
 }
 
 /// A body that is read to its end before anything is sent.

@@ -292,7 +292,12 @@ async fn credentials_go_in_and_do_not_come_back() {
     let ca = TestCa::new();
     let upstream = Upstream::start(Some(ca.serve(&["api.test", "other.test"], 9, BOTH))).await;
     let port = upstream.address.port();
-    let mut setup = Setup::new(ca, intercepting(port).replace("  intercept: true\n", ""));
+    // Only the other host is opened by its rule.
+    let other = "- name: other\n  host: other.test\n";
+    let rules = intercepting(port);
+    let rules = rules.replace("[api.test, other.test]", "api.test").replace("  intercept: true\n", "")
+        + &rules.replace("rules:\n- name: api\n  host: [api.test, other.test]\n", other);
+    let mut setup = Setup::new(ca, rules);
     setup.credentials = vec![credential("vcrd_1", "API_KEY", &["api.test"], "sk-real-value-0123456789")];
     let world = setup.serve();
     let placeholder = world.environment["API_KEY"].clone();
@@ -321,8 +326,8 @@ async fn credentials_go_in_and_do_not_come_back() {
     assert_eq!(upstream.requests().len(), 2);
     drop(sender);
     // In a body that is already on its way, too: the upstream does not get the whole, and it is raised then.
-    let mut sender = one(world.secure("api.test", port, ONE).await).await;
-    let request = Request::post("/x").header("host", format!("api.test:{port}"));
+    let mut sender = one(world.secure("other.test", port, ONE).await).await;
+    let request = Request::post("/x").header("host", format!("other.test:{port}"));
     let body = format!("{}{placeholder}", "x".repeat(100_000));
     let frames = [Ok(Frame::data(Bytes::from(body)))];
     let body = BodyExt::boxed(StreamBody::new(futures::stream::iter(frames)));
