@@ -153,9 +153,12 @@ async fn the_official_sdk_works_with_a_placeholder() {
     let shown = world.run(&session, "node ask.mjs \"look: $ANTHROPIC_API_KEY\"").await;
     assert!(shown.contains("the model has spoken"), "{shown}");
     assert_eq!(model.0.lock().unwrap().last().unwrap().body["messages"][0]["content"], format!("look: {}", key()));
-    // Where they are not, it goes nowhere.
-    let shown = world.run(&session, "node ask.mjs \"look: $ONLY_HEADER\"").await;
-    assert!(shown.contains("credential_misused") && shown.contains("stands in the body"), "{shown}");
-    assert_eq!(model.0.lock().unwrap().len(), 2);
+    // Where they are not, it stays a placeholder, which is worth nothing to anybody.
+    let shown = world.run(&session, "echo \"is $ONLY_HEADER\"; node ask.mjs \"look: $ONLY_HEADER\"").await;
+    assert!(shown.contains("the model has spoken"), "{shown}");
+    let placeholder = shown.lines().find_map(|line| line.strip_prefix("is ")).unwrap().to_owned();
+    let asked = model.0.lock().unwrap().last().unwrap().body["messages"][0]["content"].clone();
+    assert_eq!(asked, format!("look: {placeholder}"));
+    assert!(!placeholder.contains(CANARY), "{placeholder}");
     working.end().await;
 }
