@@ -155,7 +155,7 @@ async fn up(mut command: Command, address: SocketAddr) -> Result<Process, String
     command.stdout(Stdio::null());
     let mut process = match Process::spawn(command) {
         Ok((process, _)) => process,
-        Err(_) => return Err("it is not installed".to_owned()),
+        Err(_) => return Err("it is not installed, or may not be run".to_owned()),
     };
     let listens = async {
         while TcpStream::connect(address).await.is_err() {
