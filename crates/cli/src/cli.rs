@@ -7,8 +7,8 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::client::{Address, Client};
 use crate::commands::{
-    agents, backup, bench, checkpoints, completions, cp, demo, doctor, egress, environments, exec, forward, images, keys, live,
-    preview, ps, run, sandbox, server, sessions, ssh, up, vault, worker,
+    agents, backup, bench, checkpoints, completions, cp, demo, doctor, egress, environments, exec, forward, images,
+    keys, live, preview, ps, run, sandbox, server, sessions, ssh, up, vault, worker,
 };
 use crate::output::{Failure, Format, Outcome, Output};
 use crate::secret::Source;

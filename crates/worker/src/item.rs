@@ -10,8 +10,8 @@ use palisade_sandbox::disk::Limit;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::egress::Whose;
 use crate::client::{CallError, Client, Credential};
+use crate::egress::Whose;
 use crate::hands::{Hands, Plan};
 use crate::journal::Journal;
 use crate::lease::{self, Lease};

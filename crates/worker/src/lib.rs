@@ -32,8 +32,8 @@ mod workspace;
 
 pub use client::ClientError;
 pub use egress::{
-    Credentials, CredentialsError, Described, Egress, EgressOptions, IdentitiesError, IdentityConfig, OpenError, TokenConfig,
-    egress_trail,
+    Credentials, CredentialsError, Described, Egress, EgressOptions, IdentitiesError, IdentityConfig, OpenError,
+    TokenConfig, egress_trail,
 };
 pub use observe::{Observation, Observer};
 pub use options::{Before, Checkpoints, Mode, Options};

@@ -4,6 +4,7 @@
 mod answers;
 mod checkpoints;
 mod demo;
+mod egress_bypass;
 mod errors;
 mod heavy;
 mod help;

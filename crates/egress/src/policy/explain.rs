@@ -77,6 +77,7 @@ impl From<PathError> for Why {
             PathError::Backslash => "it has a backslash, which some servers take for a slash",
             PathError::Percent => "it has a % without two hexadecimal digits behind it",
             PathError::Control => "it has an encoded control character",
+            PathError::Overlong => "it has an encoded character in a longer form than it has",
             PathError::Twice => "it is encoded twice",
             PathError::Dots => "it has a . or .. segment: send the path that is meant",
             PathError::Slashes => "it has two slashes in a row, which some servers take for one",

@@ -30,6 +30,9 @@ pub enum PathError {
     /// `%00` and the like.
     #[error("it has an encoded control character")]
     Control,
+    /// `%c0%ae` and the like: characters written longer than they are.
+    #[error("it has an encoded character in a longer form than it has")]
+    Overlong,
     /// `%252e` and the like.
     #[error("it is encoded twice")]
     Twice,
@@ -63,6 +66,7 @@ impl NormalPath {
         let mut slashes = false;
         // Where the segment begins, for which an encoded slash is a slash too.
         let mut segment = 0;
+        let mut before = 0;
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
             at += 1;
@@ -73,6 +77,11 @@ impl NormalPath {
             } else {
                 (byte, false)
             };
+            // Some servers read a slash or a dot out of these, which are no UTF-8.
+            if matches!((before, byte), (_, 0xc0 | 0xc1) | (0xe0, 0x80..=0x9f) | (0xf0, 0x80..=0x8f)) {
+                return Err(PathError::Overlong);
+            }
+            before = byte;
             match byte {
                 b'\\' => return Err(PathError::Backslash),
                 0..=31 | 127 if encoded => return Err(PathError::Control),

@@ -16,6 +16,7 @@ use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -591,6 +592,8 @@ async fn respond(
     strip(&mut parts.headers);
     // It leads to QUIC, on which nothing goes out.
     parts.headers.remove(ALT_SVC);
+    // Text of the upstream's that nobody needs and nobody would look into.
+    parts.extensions.remove::<ReasonPhrase>();
     let (plan, found) = match shared.broker.answer(&expected, &mut parts) {
         Ok(planned) => planned,
         Err(misuse) => return Err(fail(&mut open, misuse.into())),

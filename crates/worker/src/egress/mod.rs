@@ -29,8 +29,8 @@ use palisade_vault::Vault;
 use palisade_vault::identity::Identity;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use zeroize::Zeroizing;
 use tokio_util::task::AbortOnDropHandle;
+use zeroize::Zeroizing;
 
 use fetch::Direct;
 use identity::Identities;
@@ -168,7 +168,9 @@ impl Egress {
             service.resolver = resolver;
         }
         if policies.observes() {
-            tracing::warn!("a section of the egress policy observes: what it would refuse goes out; this is not for production");
+            tracing::warn!(
+                "a section of the egress policy observes: what it would refuse goes out; this is not for production"
+            );
         }
         let identities = identity.map(|(config, directory)| Identities::open(config, &directory, now)).transpose()?;
         let identities = identities.map(Arc::new);

@@ -94,7 +94,9 @@ impl Trust {
             tracing::debug!(ignored, "certificate authorities that cannot be used");
         }
         if roots.is_empty() {
-            tracing::warn!("there are no certificate authorities: no upstream with TLS can be reached; install ca-certificates");
+            tracing::warn!(
+                "there are no certificate authorities: no upstream with TLS can be reached; install ca-certificates"
+            );
         }
         roots
     }
@@ -107,11 +109,8 @@ impl Trust {
         fs::write(directory.join(EXTRA), [own, &self.extra].concat())?;
         fs::write(directory.join(BUNDLE), [own, &self.pem].concat())?;
         fs::write(directory.join(KEYSTORE), keystore([&certificate].into_iter().chain(&self.authorities)))?;
-        let over = |file: &str, target: &str| Given {
-            host: directory.join(file),
-            target: target.to_owned(),
-            over: true,
-        };
+        let over =
+            |file: &str, target: &str| Given { host: directory.join(file), target: target.to_owned(), over: true };
         let mut given = vec![Given { host: directory.to_owned(), target: INSIDE.to_owned(), over: false }];
         given.extend(SYSTEM.iter().map(|target| over(BUNDLE, target)));
         given.extend(SYSTEM_JAVA.iter().map(|target| over(KEYSTORE, target)));

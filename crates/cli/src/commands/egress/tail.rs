@@ -149,9 +149,9 @@ pub(super) fn verify(args: &VerifyArgs, out: Output) -> Outcome {
         if out.is_json() {
             out.object(&value);
         }
-        return Err(Failure::new("the audit trail does not verify").why(broken).fix(
-            "keep the directory as it is: what comes before that place is proved, what follows it is not",
-        ));
+        return Err(Failure::new("the audit trail does not verify")
+            .why(broken)
+            .fix("keep the directory as it is: what comes before that place is proved, what follows it is not"));
     }
     let end = report.last.as_ref().map_or_else(String::new, |last| format!(", the last with hash {}", last.hash));
     out.either(&value, format!("{} records in {} segments verify{end}", report.records, report.segments));

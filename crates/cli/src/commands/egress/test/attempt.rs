@@ -49,6 +49,9 @@ pub(super) struct Talk {
     pub(super) says: Vec<String>,
 }
 
+/// A request over HTTP/2: method, URL and headers.
+pub(super) type Asked = (&'static str, String, Vec<(&'static str, String)>);
+
 /// Requests over HTTP/2.
 #[derive(Debug, Clone)]
 pub(super) struct Two {
@@ -56,7 +59,7 @@ pub(super) struct Two {
     pub(super) to: String,
     pub(super) plain: bool,
     /// Method, URL and headers of each.
-    pub(super) requests: Vec<(&'static str, String, Vec<(&'static str, String)>)>,
+    pub(super) requests: Vec<Asked>,
 }
 
 /// A DNS query.
@@ -154,6 +157,7 @@ impl Shown {
             Shown::Reason(codes) => codes.join(", "),
             Shown::Errno(list) => errors(list),
             Shown::Told(list) => format!("{}, told", errors(list)),
+            Shown::Said("") => "silence".to_owned(),
             Shown::Said(text) => (*text).to_owned(),
             Shown::Redacted => "redacted".to_owned(),
             Shown::Arrived(upstream) => format!("arrives at {upstream}"),
@@ -181,6 +185,7 @@ pub(super) fn name(errno: rustix::io::Errno) -> &'static str {
         Errno::NOSYS => "ENOSYS",
         Errno::SRCH => "ESRCH",
         Errno::CONNRESET => "ECONNRESET",
+        Errno::SOCKTNOSUPPORT => "ESOCKTNOSUPPORT",
         _ => "another error",
     }
 }

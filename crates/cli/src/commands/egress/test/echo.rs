@@ -12,7 +12,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::ext::ReasonPhrase;
-use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response};
 
 use super::outside::Records;
@@ -111,6 +111,9 @@ pub(super) async fn answer(request: Request<Incoming>, at: &'static str, records
     let path = parts.uri.path().to_owned();
     let secret = bearer(&parts.headers);
     let mut response = Response::new(full("a good answer"));
+    if path == "/last" {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     let Some(way) = path.strip_prefix("/echo/") else { return response };
     let header = |response: &mut Response<Body>, name: &'static str, value: &str| {
         if let Ok(value) = HeaderValue::from_str(value) {

@@ -92,7 +92,7 @@ pub(super) fn run(args: &TestArgs, out: Output) -> Outcome {
             running.spawn(async move {
                 // Nobody closes it.
                 let _room = room.acquire().await;
-                scene::make(attempt, &outside, &*driver, &program).await
+                Box::pin(scene::make(attempt, &outside, &*driver, &program)).await
             });
         }
         let mut made = Vec::new();

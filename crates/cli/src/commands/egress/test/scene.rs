@@ -150,11 +150,12 @@ pub(super) fn long() -> [(String, String); 3] {
 pub(super) async fn make(attempt: &'static Attempt, outside: &Outside, driver: &dyn Driver, program: &Path) -> Made {
     let began = Instant::now();
     let mut kept = Vec::new();
-    let verdict = match tokio::time::timeout(PATIENCE, one(attempt, outside, driver, program, &mut kept)).await {
-        Ok(Ok(verdict)) => verdict,
-        Ok(Err(why)) => Verdict::Unclear(why),
-        Err(_) => Verdict::Unclear(format!("it has not ended within {} s", PATIENCE.as_secs())),
-    };
+    let verdict =
+        match tokio::time::timeout(PATIENCE, Box::pin(one(attempt, outside, driver, program, &mut kept))).await {
+            Ok(Ok(verdict)) => verdict,
+            Ok(Err(why)) => Verdict::Unclear(why),
+            Err(_) => Verdict::Unclear(format!("it has not ended within {} s", PATIENCE.as_secs())),
+        };
     Made { attempt, verdict, kept, took: began.elapsed() }
 }
 

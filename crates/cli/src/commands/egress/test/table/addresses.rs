@@ -26,7 +26,7 @@ pub(super) fn attempts() -> Vec<Attempt> {
                 Layer::Namespace,
                 Shown::Errno(&[Errno::NETUNREACH, Errno::ACCESS, Errno::CONNREFUSED, Errno::PERM]),
             ),
-            _ => attempt.refused(Layer::Policy, &["direct_address"]),
+            _ => attempt.refused(Layer::Policy, &["direct_address", "name_mismatch"]),
         });
     }
     let refused = |name: &str, tries, to: &str, errors| {
@@ -98,7 +98,7 @@ pub(super) fn attempts() -> Vec<Attempt> {
         all.push(
             Attempt::new(format!("address.{name}"), tries)
                 .act(Talk::tunnel(target, &[GET]).tls("allowed.test"))
-                .refused(Layer::Policy, &["direct_address"]),
+                .refused(Layer::Policy, &["direct_address", "name_mismatch", "port_not_allowed"]),
         );
     }
     for (name, tries, target) in [
@@ -133,7 +133,7 @@ pub(super) fn attempts() -> Vec<Attempt> {
     };
     all.push(
         Attempt::new("rebinding.second-answer", "have a name lead elsewhere when it is asked for again")
-            .act(get("first"))
+            .act(get("last"))
             .act(get("{token}"))
             .refused(Layer::Dial, &["private_address", "address_not_allowed"]),
     );

@@ -43,7 +43,6 @@ pub(super) fn attempts() -> Vec<Attempt> {
         ("header-base64", "the same in a header, in base64"),
         ("cookie", "the same in a cookie that is set"),
         ("location", "the same in a redirection to another host"),
-        ("trailer", "the same in a trailer"),
         ("error", "the same in an error"),
         ("binary", "the same between bytes that are no text"),
         ("range", "the same in a part of a document"),
@@ -55,6 +54,7 @@ pub(super) fn attempts() -> Vec<Attempt> {
         echo("reason", "the same in the reason of the status line")
             .shown(Layer::Answers, Shown::Said("HTTP/1.1 200 OK")),
     );
+    all.push(echo("trailer", "the same in a trailer").shown(Layer::Answers, Shown::Said("HTTP/1.1 200 OK")));
     all.push(
         echo("brotli", "the same in an encoding that cannot be looked into")
             .refused(Layer::Answers, &["unscannable_answer"]),
@@ -62,7 +62,7 @@ pub(super) fn attempts() -> Vec<Attempt> {
     all.push(echo("gzip-twice", "the same in gzip within gzip").refused(Layer::Answers, &["unscannable_answer"]));
     all.push(
         echo("bomb", "the same behind 64 MiB of zeros that take 64 KiB")
-            .refused(Layer::Answers, &["unscannable_answer"]),
+            .refused(Layer::Answers, &["unscannable_answer", "cut_off"]),
     );
     all.push(
         Attempt::new("echo.http2", "the same over HTTP/2")

@@ -120,7 +120,7 @@ fn connections() -> Vec<Attempt> {
             .refused(Layer::Requests, &["malformed_request"]),
         inside("tunnel-inside", "ask for a tunnel inside of a tunnel", "CONNECT other.test:{other} HTTP/1.1\r\nHost: other.test:{other}\r\n\r\nGET /{token} HTTP/1.1\r\nHost: other.test:{other}\r\n\r\n")
             .refused(Layer::Authority, mismatch),
-        inside("tunnel-same", "the same to the host of the tunnel", "CONNECT allowed.test:{https} HTTP/1.1\r\nHost: allowed.test:{https}\r\n\r\nGET /v1/{token} HTTP/1.1\r\nHost: allowed.test:{https}\r\n\r\n")
+        inside("tunnel-same", "the same to the host of the tunnel", "CONNECT allowed.test:{https} HTTP/1.1\r\nHost: allowed.test:{https}\r\n\r\nGET /admin/{token} HTTP/1.1\r\nHost: allowed.test:{https}\r\n\r\n")
             .refused(Layer::Policy, &["method_not_allowed"]),
         inside("pipelined", "send an allowed request, and one for another host behind it", "GET /v1/ HTTP/1.1\r\nHost: allowed.test:{https}\r\n\r\nGET /v1/{token} HTTP/1.1\r\nHost: other.test:{other}\r\nConnection: close\r\n\r\n")
             .refused(Layer::Authority, mismatch),

@@ -67,11 +67,12 @@ pub(super) fn attempts() -> Vec<Attempt> {
             .refused(Layer::Policy, &["not_allowed"]),
         place("query", "have the value put into a query, where it is not enabled", &[&format!("GET /v1/{{token}}?key={{placeholder}} HTTP/1.1\r\n{ALLOWED}\r\n")]),
         place("path", "the same in a path", &[&format!("GET /v1/{{placeholder}} HTTP/1.1\r\n{ALLOWED}\r\n")]),
-        place("body", "the same in a body", &[
+        place("body", "the same in a body, where it stays as it is", &[
             &format!("POST /v1/ HTTP/1.1\r\n{ALLOWED}Transfer-Encoding: chunked\r\n\r\n"),
             "{half}\r\n{first-half}\r\n{other-half}\r\n{second-half}\r\n",
             "12\r\n {token}\r\n0\r\n\r\n",
-        ]),
+        ])
+            .shown(Layer::Broker, Shown::Said("HTTP/1.1 200 OK")),
         Attempt::new("session.replay", "use a placeholder of another session")
             .harm(Harm::Token)
             .act(Talk::allowed(&[&bearer("{foreign}")]))

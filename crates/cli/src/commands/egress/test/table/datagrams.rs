@@ -63,7 +63,7 @@ pub(super) fn attempts() -> Vec<Attempt> {
             .shown(Layer::Resolver, Shown::Said("code 0, 1 answers")),
         Attempt::new("dns.oversized", "send a query of 6,000 bytes")
             .act(Query { tcp: true, padding: 6000, ..query("resolver", "{token}.allowed.test", A) })
-            .shown(Layer::Resolver, Shown::Errno(&[Errno::CONNRESET])),
+            .shown(Layer::Resolver, Shown::Said("")),
         Attempt::new("dns.over-tls", "ask a resolver on the internet over TLS")
             .act(Talk::with("1.1.1.1:853", &["{token}"]).tls("one.one.one.one"))
             .refused(Layer::Authority, &["name_mismatch", "direct_address"]),
@@ -89,7 +89,7 @@ pub(super) fn attempts() -> Vec<Attempt> {
         ("multicast", "send a datagram to a group", "224.0.0.251:5353"),
         ("synthetic", "send a datagram to an address of the resolver's range", "198.18.0.1:443"),
         ("ipv6", "send a datagram to a public IPv6 address", "[2606:4700:4700::1111]:443"),
-        ("multicast6", "send a datagram to a group of IPv6", "[ff02::fb]:5353"),
+        ("multicast6", "send a datagram to a group of IPv6", "[ff0e::fb]:5353"),
         ("dns-over-quic", "send a datagram to a resolver's QUIC port", "94.140.14.14:853"),
     ] {
         all.push(
@@ -106,8 +106,15 @@ pub(super) fn attempts() -> Vec<Attempt> {
     let socket = |name: &str, tries, kind: Kind, layer, shown| {
         Attempt::new(format!("socket.{name}"), tries).act(kind).shown(layer, shown)
     };
-    const NO: &[Errno] =
-        &[Errno::PERM, Errno::ACCESS, Errno::AFNOSUPPORT, Errno::PROTONOSUPPORT, Errno::NOSYS, Errno::INVAL];
+    const NO: &[Errno] = &[
+        Errno::PERM,
+        Errno::ACCESS,
+        Errno::AFNOSUPPORT,
+        Errno::PROTONOSUPPORT,
+        Errno::NOSYS,
+        Errno::INVAL,
+        Errno::SOCKTNOSUPPORT,
+    ];
     all.extend([
         socket("icmp", "send ICMP in a raw socket", Kind::RawIcmp, Layer::Calls, Shown::Errno(NO)),
         socket("ping", "send ICMP in a datagram socket", Kind::Ping, Layer::Calls, Shown::Errno(NO)),

@@ -1,6 +1,6 @@
 //! Requests: smuggled, to other paths, with other methods, too large, too many; and upstreams that are not whom they should be.
 
-use crate::commands::egress::test::attempt::{Attempt, Harm, Layer, Talk};
+use crate::commands::egress::test::attempt::{Attempt, Harm, Layer, Shown, Talk};
 
 const HOST: &str = "Host: allowed.test:{https}\r\n";
 /// What is smuggled.
@@ -25,9 +25,9 @@ fn smuggling() -> Vec<Attempt> {
     let chunked = "Transfer-Encoding: chunked\r\n";
     vec![
         post("length-and-chunks", "state a length and chunks, and hide a request behind the chunks", &hidden(&format!("Content-Length: 200\r\n{chunked}")))
-            .refused(Layer::Policy, &["path_not_allowed", "malformed_request"]),
+            .shown(Layer::Requests, Shown::Said("HTTP/1.1 200 OK")),
         post("chunks-and-length", "the same the other way round", &hidden(&format!("{chunked}Content-Length: 200\r\n")))
-            .refused(Layer::Policy, &["path_not_allowed", "malformed_request"]),
+            .shown(Layer::Requests, Shown::Said("HTTP/1.1 200 OK")),
         post("two-lengths", "state two lengths", &format!("Content-Length: 0\r\nContent-Length: 80\r\n\r\n{HIDDEN}")),
         post("length-list", "state two lengths in one header", &format!("Content-Length: 0, 80\r\n\r\n{HIDDEN}")),
         post("length-sign", "state a length with a sign", &format!("Content-Length: +0\r\n\r\n{HIDDEN}")),
