@@ -17,7 +17,7 @@ use crate::follow::{Follow, WAITING};
 use crate::read::Filter;
 use crate::record::{self, Hash, MAX_BODY, MAX_KIND, MAX_SESSION, Seq};
 use crate::sign::Signer;
-use crate::writer::{Job, QUEUE, Shared, Writer};
+use crate::writer::{Job, NOTES, QUEUE, Shared, Writer};
 use crate::{head, lock};
 
 /// Tells the time.
@@ -82,6 +82,8 @@ struct Inner {
     queue: SyncSender<Job>,
     /// Room in the queue: whoever sends holds a permit.
     room: Arc<Semaphore>,
+    /// Room for notes.
+    notes: Arc<Semaphore>,
     live: broadcast::WeakSender<Arc<record::Record>>,
     shared: Arc<Shared>,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -109,14 +111,15 @@ impl Trail {
         let (live, _) = broadcast::channel(WAITING);
         let weak = live.downgrade();
         let shared = Arc::new(Shared::default());
-        // Permits are what bounds it: a send never waits. One place more is for the job that closes.
-        let (queue, jobs) = sync_channel(QUEUE + 1);
+        // Permits are what bounds it: a send never waits. The places more are for the job that closes, and for the one that tells
+        // of notes.
+        let (queue, jobs) = sync_channel(QUEUE + 2);
         let writer = Writer::open(dir, options, lock, jobs, live, Arc::clone(&shared))?;
         let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run());
         let thread = thread.map_err(failed("start the writer"))?;
-        let room = Arc::new(Semaphore::new(QUEUE));
+        let (room, notes) = (Arc::new(Semaphore::new(QUEUE)), Arc::new(Semaphore::new(NOTES)));
         let writer = Mutex::new(Some(thread));
-        Ok(Trail { inner: Arc::new(Inner { dir: dir.to_owned(), queue, room, live: weak, shared, writer }) })
+        Ok(Trail { inner: Arc::new(Inner { dir: dir.to_owned(), queue, room, notes, live: weak, shared, writer }) })
     }
 
     /// The directory.
@@ -149,8 +152,12 @@ impl Trail {
     pub async fn note(&self, kind: &str, session: Option<&str>, body: impl Serialize) -> Result<(), AppendError> {
         let record = prepare(kind, session, &body)?;
         drop(body);
-        let room = self.room().await?;
-        self.inner.queue.try_send(Job::Note { record, room }).map_err(|_| AppendError::Closed)
+        let room = Arc::clone(&self.inner.notes).acquire_owned().await.map_err(|_| AppendError::Closed)?;
+        match self.inner.shared.note(record, room) {
+            Some(false) => Ok(()),
+            Some(true) => self.inner.queue.try_send(Job::Notes).map_err(|_| AppendError::Closed),
+            None => Err(AppendError::Closed),
+        }
     }
 
     /// Whether the last write failed. Who may not go on without a trail then has no use for [`Trail::note`]: what

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -24,6 +24,9 @@ use crate::verify::Walk;
 
 /// Records that may wait for the writer, and the most that it takes at once.
 pub(crate) const QUEUE: usize = 1024;
+
+/// Notes that may wait for the writer.
+pub(crate) const NOTES: usize = 4 * QUEUE;
 
 /// Bytes of records that are written at once, unless one alone is longer.
 const BATCH_BYTES: usize = 1024 * 1024;
@@ -47,29 +50,61 @@ const FORMAT: u32 = 1;
 pub(crate) enum Job {
     /// Keep a record and answer when it is durable.
     Append { record: String, answer: oneshot::Sender<Result<Seq, AppendError>>, room: OwnedSemaphorePermit },
-    /// Keep a record.
-    Note { record: String, room: OwnedSemaphorePermit },
+    /// There are notes: the first of them, or as many as are written at once.
+    Notes,
     /// Finish what came before, end.
     Close(Option<oneshot::Sender<()>>),
 }
 
-/// What the writer tells without being asked.
+/// Records that nobody waits for, until the writer takes them: it is woken once for all that come within [`NOTE_DELAY`], as waking
+/// costs more than a record.
+#[derive(Debug, Default)]
+struct Notes {
+    records: Vec<(String, OwnedSemaphorePermit)>,
+    /// The writer has been told, and has not looked yet.
+    told: bool,
+    /// Nobody takes them any more.
+    closed: bool,
+}
+
+/// What the writer and those who write through it share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     head: Mutex<Head>,
+    notes: Mutex<Notes>,
     /// The last write failed.
     failing: AtomicBool,
 }
 
 impl Default for Shared {
     fn default() -> Shared {
-        Shared { head: Mutex::new(Head { seq: 0, hash: Hash::NONE }), failing: AtomicBool::new(false) }
+        Shared {
+            head: Mutex::new(Head { seq: 0, hash: Hash::NONE }),
+            notes: Mutex::default(),
+            failing: AtomicBool::new(false),
+        }
     }
 }
 
 impl Shared {
     pub(crate) fn head(&self) -> Head {
         *self.head.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves a note. Says whether the writer must be told, or none if nobody takes it.
+    pub(crate) fn note(&self, record: String, room: OwnedSemaphorePermit) -> Option<bool> {
+        let mut notes = self.notes();
+        if notes.closed {
+            return None;
+        }
+        notes.records.push((record, room));
+        let tell = !notes.told && matches!(notes.records.len(), 1 | QUEUE..);
+        notes.told |= tell;
+        Some(tell)
     }
 
     pub(crate) fn failing(&self) -> bool {
@@ -239,6 +274,18 @@ impl Writer {
         self.waiting.push(waiting);
     }
 
+    /// Takes the notes that there are, for the last time or not.
+    fn take_notes(&mut self, last: bool) {
+        let records = {
+            let mut notes = self.shared.notes();
+            notes.closed |= last;
+            std::mem::take(&mut notes.records)
+        };
+        for (record, _room) in records {
+            self.wait(Waiting { record, answer: None });
+        }
+    }
+
     /// Works until it is closed.
     pub(crate) fn run(mut self) {
         let answer = loop {
@@ -259,12 +306,21 @@ impl Writer {
                 match job.take() {
                     Some(Job::Append { record, answer, room }) => {
                         awaited = true;
+                        // What its caller had noted before stands before it.
+                        self.take_notes(false);
                         self.wait(Waiting { record, answer: Some((answer, room)) });
                     }
-                    Some(Job::Note { record, room }) => {
-                        self.due.get_or_insert_with(|| Instant::now() + NOTE_DELAY);
-                        self.wait(Waiting { record, answer: None });
-                        drop(room);
+                    Some(Job::Notes) => {
+                        let mut notes = self.shared.notes();
+                        notes.told = false;
+                        let many = notes.records.len() >= QUEUE;
+                        let some = !notes.records.is_empty();
+                        drop(notes);
+                        if many {
+                            self.take_notes(false);
+                        } else if some {
+                            self.due.get_or_insert_with(|| Instant::now() + NOTE_DELAY);
+                        }
                     }
                     Some(Job::Close(answer)) => {
                         closing = Some(answer);
@@ -283,6 +339,9 @@ impl Writer {
             // While the storage refuses, notes alone do not make it be tried again and again.
             let full = self.gap.is_none() && (self.waiting.len() >= QUEUE || self.waiting_bytes >= BATCH_BYTES);
             let due = self.due.is_some_and(|due| due <= Instant::now());
+            if due {
+                self.take_notes(false);
+            }
             if awaited || full || due {
                 self.settle(false);
             } else if self.checkpoint_due().is_some_and(|due| due <= Instant::now()) {
@@ -293,6 +352,7 @@ impl Writer {
                 break answer;
             }
         };
+        self.take_notes(true);
         self.settle(self.chain.unsigned > 0);
         if let Err(why) = self.head.sync() {
             tracing::warn!(error = %why, "the head of the audit trail may not be on the disk");
