@@ -17,15 +17,20 @@ fn nothing_gets_past_the_egress_service() {
 }
 
 #[test]
-fn the_guide_lists_every_attempt() {
+fn the_guide_says_of_every_attempt_what_the_suite_says() {
     let rig = Rig::new();
     let guide = include_str!("../../../../docs/security/egress.md");
-    let written: BTreeSet<&str> = guide
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `")?.split_once("` |").map(|(name, _)| name))
-        .filter(|name| name.contains('.'))
-        .collect();
+    let (_, attempts) = guide.split_once("## The attempts").unwrap();
+    let written: BTreeSet<&str> = attempts.lines().filter(|line| line.starts_with("| `")).collect();
     let listed = rig.objects(&["egress", "test", "--list"]);
-    let listed: BTreeSet<&str> = listed.iter().map(|attempt| attempt["name"].as_str().unwrap()).collect();
+    let row = |attempt: &serde_json::Value| {
+        let text = |name: &str| attempt[name].as_str().unwrap();
+        let layer = if attempt["control"] == true { "" } else { text("layer") };
+        format!("| `{}` | {} | {layer} | {} |", text("name"), text("tries"), text("shown_by"))
+    };
+    let rows: BTreeSet<String> = listed.iter().map(row).collect();
+    let listed: BTreeSet<&str> = rows.iter().map(String::as_str).collect();
     assert_eq!(written, listed);
+    let controls = rows.iter().filter(|row| row.starts_with("| `control.")).count();
+    assert!(guide.contains(&format!("\n{} attempts and {controls} controls.\n", rows.len() - controls)));
 }

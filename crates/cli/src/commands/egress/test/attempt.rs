@@ -129,6 +129,8 @@ pub(super) enum Shown {
     Errno(&'static [rustix::io::Errno]),
     /// The same, and the kernel has told the worker of the packet.
     Told(&'static [rustix::io::Errno]),
+    /// Nothing is answered, and the connection ends, with a reset or without.
+    Silence,
     /// The sandbox is told this.
     Said(&'static str),
     /// The trail counts a value that was taken out of the answer, and the sandbox was answered.
@@ -157,7 +159,7 @@ impl Shown {
             Shown::Reason(codes) => codes.join(", "),
             Shown::Errno(list) => errors(list),
             Shown::Told(list) => format!("{}, told", errors(list)),
-            Shown::Said("") => "silence".to_owned(),
+            Shown::Silence => "silence".to_owned(),
             Shown::Said(text) => (*text).to_owned(),
             Shown::Redacted => "redacted".to_owned(),
             Shown::Arrived(upstream) => format!("arrives at {upstream}"),

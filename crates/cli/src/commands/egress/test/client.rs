@@ -37,8 +37,8 @@ pub(super) const PROGRAM: &str = "/run/palisade/attempt";
 pub(super) const FACTS: &str = "PALISADE_ATTEMPT";
 /// Without a byte for so long, nothing more is waited for.
 const QUIET: Duration = Duration::from_secs(3);
-/// What is read of one answer.
-const MOST: u64 = 1 << 20;
+/// What is kept of the beginning of an answer, and of its end.
+const MOST: usize = 512 << 10;
 
 /// What became of an act.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -52,6 +52,11 @@ pub(super) struct Heard {
 }
 
 impl Heard {
+    /// Whether the connection ended where more was waited for.
+    pub(super) fn is_end(&self) -> bool {
+        self.errno.is_none() && self.error.as_deref().is_some_and(|error| error.contains("eof"))
+    }
+
     /// What came.
     pub(super) fn bytes(&self) -> Vec<u8> {
         STANDARD.decode(&self.said).unwrap_or_default()
@@ -167,11 +172,11 @@ async fn exchange(
 
 /// Reads until the end, or until nothing comes any more.
 async fn listen(stream: &mut (impl AsyncRead + Unpin), heard: &mut Vec<u8>) -> io::Result<()> {
-    let mut stream = stream.take(MOST);
     loop {
         match tokio::time::timeout(QUIET, stream.read_buf(heard)).await {
             Ok(Ok(0)) => return Ok(()),
             Err(_) => return Err(io::Error::other("nothing more is said")),
+            Ok(Ok(_)) if heard.len() > 4 * MOST => drop(heard.drain(MOST..heard.len() - MOST)),
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(error),
         }
@@ -271,7 +276,9 @@ async fn requests(
             let answer = sender.send_request(request).await.map_err(io::Error::other)?;
             heard.extend_from_slice(format!("{} {:?}\n", answer.status().as_u16(), answer.headers()).as_bytes());
             let body = answer.into_body().collect().await.map_err(io::Error::other)?;
+            let trailers = body.trailers().cloned();
             heard.extend_from_slice(&body.to_bytes());
+            heard.extend_from_slice(format!("\n{trailers:?}").as_bytes());
             Ok(())
         };
         ended = tokio::time::timeout(QUIET, answer).await?;

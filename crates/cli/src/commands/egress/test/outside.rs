@@ -151,7 +151,7 @@ impl Resolver for Names {
             // The first answer is an address that the rule names; whoever asks again gets another.
             _ if name.ends_with(".rebind.test") && times == 1 => vec![Ipv4Addr::new(127, 0, 0, 2).into()],
             _ if name.ends_with(".rebind.test") => vec![Ipv4Addr::LOCALHOST.into()],
-            "mixed.test" => vec![Ipv4Addr::new(10, 0, 0, 1).into(), Ipv4Addr::LOCALHOST.into()],
+            "mixed.test" => vec![Ipv4Addr::LOCALHOST.into(), Ipv4Addr::new(169, 254, 169, 254).into()],
             _ => vec![Ipv4Addr::LOCALHOST.into()],
         })
     }

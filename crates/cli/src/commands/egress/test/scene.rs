@@ -404,6 +404,16 @@ async fn judge(
             Some(errno) => otherwise(&format!("{}, but the kernel told nobody", name(errno))),
             None => otherwise(&format!("no error {}", attempt.shown.evidence())),
         },
+        Shown::Silence => {
+            let reset = Some(rustix::io::Errno::CONNRESET.raw_os_error());
+            let ended = |heard: &Heard| heard.error.is_none() || heard.errno == reset || heard.is_end();
+            let silent = seen.heard.iter().all(|heard| heard.said.is_empty() && ended(heard));
+            if silent {
+                Verdict::Held(attempt.shown.evidence())
+            } else {
+                otherwise("something was answered, or it hangs")
+            }
+        }
         Shown::Said(text) | Shown::Heard(text) => {
             if says(text) {
                 Verdict::Held((*text).to_owned())

@@ -54,7 +54,6 @@ pub(super) fn attempts() -> Vec<Attempt> {
         echo("reason", "the same in the reason of the status line")
             .shown(Layer::Answers, Shown::Said("HTTP/1.1 200 OK")),
     );
-    all.push(echo("trailer", "the same in a trailer").shown(Layer::Answers, Shown::Said("HTTP/1.1 200 OK")));
     all.push(
         echo("brotli", "the same in an encoding that cannot be looked into")
             .refused(Layer::Answers, &["unscannable_answer"]),
@@ -62,21 +61,19 @@ pub(super) fn attempts() -> Vec<Attempt> {
     all.push(echo("gzip-twice", "the same in gzip within gzip").refused(Layer::Answers, &["unscannable_answer"]));
     all.push(
         echo("bomb", "the same behind 64 MiB of zeros that take 64 KiB")
-            .refused(Layer::Answers, &["unscannable_answer", "cut_off"]),
+            .refused(Layer::Answers, &["unscannable_answer"]),
     );
-    all.push(
-        Attempt::new("echo.http2", "the same over HTTP/2")
-            .harm(Harm::Common)
-            .act(Two {
-                to: "allowed.test:{https}".to_owned(),
-                plain: false,
-                requests: vec![(
-                    "GET",
-                    "https://allowed.test:{https}/echo/plain".to_owned(),
-                    vec![("authorization", "Bearer {placeholder}".to_owned())],
-                )],
-            })
-            .shown(Layer::Answers, Shown::Redacted),
-    );
+    for (name, tries, way) in
+        [("http2", "the same over HTTP/2", "plain"), ("trailer", "the same in a trailer", "trailer")]
+    {
+        let headers = vec![("authorization", "Bearer {placeholder}".to_owned()), ("te", "trailers".to_owned())];
+        let url = format!("https://allowed.test:{{https}}/echo/{way}");
+        all.push(
+            Attempt::new(format!("echo.{name}"), tries)
+                .harm(Harm::Common)
+                .act(Two { to: "allowed.test:{https}".to_owned(), plain: false, requests: vec![("GET", url, headers)] })
+                .shown(Layer::Answers, Shown::Redacted),
+        );
+    }
     all
 }

@@ -63,7 +63,7 @@ pub(super) fn attempts() -> Vec<Attempt> {
             .shown(Layer::Resolver, Shown::Said("code 0, 1 answers")),
         Attempt::new("dns.oversized", "send a query of 6,000 bytes")
             .act(Query { tcp: true, padding: 6000, ..query("resolver", "{token}.allowed.test", A) })
-            .shown(Layer::Resolver, Shown::Said("")),
+            .shown(Layer::Resolver, Shown::Silence),
         Attempt::new("dns.over-tls", "ask a resolver on the internet over TLS")
             .act(Talk::with("1.1.1.1:853", &["{token}"]).tls("one.one.one.one"))
             .refused(Layer::Authority, &["name_mismatch", "direct_address"]),
@@ -78,7 +78,7 @@ pub(super) fn attempts() -> Vec<Attempt> {
             .refused(Layer::Policy, &["not_allowed"]),
         Attempt::new("dns.port-53-stream", "speak HTTP to port 53 of an address")
             .act(Talk::with("8.8.8.8:53", &["GET /{token} HTTP/1.1\r\nHost: allowed.test\r\n\r\n"]))
-            .shown(Layer::Resolver, Shown::Said("")),
+            .shown(Layer::Resolver, Shown::Silence),
     ];
     for (name, tries, to) in [
         ("quic", "send a datagram to port 443 of a public address", "93.184.216.34:443"),
