@@ -14,7 +14,7 @@ use palisade_cell::egress::{self, Sockets};
 use palisade_cell::{BIRTH, BIRTH_IN_GROUP, BIRTH_WITH_GROUPS, Nursery, Ready, VERSION, encode, write_frame};
 
 use crate::sys::{self, check, prctl};
-use crate::walls::{self, Failed, Step, network};
+use crate::walls::{self, Failed, Step};
 use crate::{SENSELESS, SOCKET, receive, shell, take_over_streams, tell};
 
 /// The user inside.
@@ -120,7 +120,7 @@ enum Network {
 fn unshare(egress: bool) -> Option<Ahead> {
     // SAFETY: no pointers.
     let alone = unsafe { libc::geteuid() == 0 && libc::unshare(AHEAD) == 0 };
-    if !alone || network::loopback().is_err() {
+    if !alone || egress::up().is_err() {
         return None;
     }
     // What fails here fails again in the cell, which says so.
@@ -181,7 +181,7 @@ fn born(own: OwnedFd, groups: bool, network: Network) -> Result<File, ExitCode> 
     // SAFETY: the descriptor was just put there and belongs to nobody else.
     let mut socket = unsafe { File::from_raw_fd(SOCKET) };
     if let Network::Missing { egress } = network {
-        let up = network::loopback().step("loopback", "lo");
+        let up = egress::up().step("loopback", "lo");
         tell(&socket, up)?;
         if egress {
             let led = egress::lead().map_err(|failed| Failed {

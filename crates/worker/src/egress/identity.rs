@@ -14,14 +14,14 @@ use axum::Json;
 use axum::Router;
 use axum::http::header::CACHE_CONTROL;
 use axum::routing::get;
-use palisade_api::Secret;
+use palisade_api::{Secret, Timestamp};
 use palisade_egress::broker::{BrokerError, Credential, Hosts, Kind, Places, Shape};
 use palisade_egress::{Supply, SupplyError};
 use palisade_vault::identity::{Identity, IdentityError, Issuer, Options, Workload};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{Whose, timestamp};
+use super::Whose;
 
 /// Who signs identities, and which tokens sessions have placeholders of. Read from a file of the operator's.
 #[derive(Debug, Clone, Deserialize)]
@@ -98,7 +98,7 @@ impl Identities {
     ) -> Result<Identities, IdentitiesError> {
         let mut options = Options::new(config.issuer, config.trust_domain);
         options.lifetime = config.lifetime_seconds.map_or(options.lifetime, Duration::from_secs);
-        let issuer = Issuer::open(directory, options, timestamp(now()))?;
+        let issuer = Issuer::open(directory, options, Timestamp::from(now()))?;
         let mut tokens = Vec::new();
         for (index, token) in config.tokens.into_iter().enumerate() {
             let hosts = Hosts::limited(&token.allowed_hosts);
@@ -141,7 +141,7 @@ impl Identities {
         let (keys, discovery) = (self.clone(), self.clone());
         let jwks = move || async move {
             let age = format!("public, max-age={}", keys.issuer.jwks_max_age().as_secs());
-            ([(CACHE_CONTROL, age)], Json(keys.issuer.jwks(timestamp((keys.now)()))))
+            ([(CACHE_CONTROL, age)], Json(keys.issuer.jwks(Timestamp::from((keys.now)()))))
         };
         let router = Router::new()
             .route("/.well-known/jwks.json", get(jwks))
@@ -167,7 +167,7 @@ struct Token {
 #[async_trait]
 impl Supply for Token {
     async fn value(&self) -> Result<Arc<Secret>, SupplyError> {
-        match self.identity.token(&self.audience, timestamp((self.now)())) {
+        match self.identity.token(&self.audience, Timestamp::from((self.now)())) {
             Ok(token) => Ok(Arc::new(token.token)),
             Err(IdentityError::Ended { .. }) => Err(SupplyError::Revoked),
             Err(why) => Err(SupplyError::Unavailable(why.to_string())),

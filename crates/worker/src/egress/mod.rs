@@ -161,7 +161,7 @@ impl Egress {
     pub fn open(options: EgressOptions) -> Result<Arc<Egress>, OpenError> {
         let EgressOptions { policies, credentials, identity, upstream_ca, resolver, state, trail, now } = options;
         let trust = Trust::open(upstream_ca.as_deref())?;
-        let clock = Arc::new(move || timestamp(now()));
+        let clock = Arc::new(move || Timestamp::from(now()));
         let trail = palisade_audit::Trail::open(&trail, palisade_audit::Options::new(clock))?;
         let mut service = proxy::Options::new(Arc::new(Kept::new(trail.clone(), now())), Arc::new(trust.roots()));
         if let Some(resolver) = resolver {
@@ -375,9 +375,4 @@ fn mint(state: &Path) -> Result<Mint, OpenError> {
 /// The egress service's view of an audit trail, as the worker has it: what to measure the service with, outside of a worker.
 pub fn egress_trail(trail: palisade_audit::Trail, now: SystemTime) -> Arc<dyn palisade_egress::Trail> {
     Arc::new(Kept::new(trail, now))
-}
-
-fn timestamp(time: SystemTime) -> Timestamp {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }

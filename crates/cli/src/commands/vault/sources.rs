@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use palisade_api::Timestamp;
@@ -143,7 +143,7 @@ fn tell(reference: &Reference, names: &[String], probed: &Result<Probe, VaultErr
     let shown = plain(&reference.to_string()).into_owned();
     match probed {
         Ok(Probe { lease, expires }) => {
-            let (lease, expires) = (lease.map(|lease| lease.as_secs()), expires.map(timestamp));
+            let (lease, expires) = (lease.map(|lease| lease.as_secs()), expires.map(Timestamp::from));
             let mut text = format!("{} {shown} ({ms} ms)", out.paint(GREEN, "ok"));
             if let Some(lease) = lease {
                 text.push_str(&format!(", a lease of {lease} s"));
@@ -165,9 +165,4 @@ fn tell(reference: &Reference, names: &[String], probed: &Result<Probe, VaultErr
             out.either(&told, format!("{} {shown}: {}", out.paint(RED, "failed"), plain(&why.to_string())));
         }
     }
-}
-
-fn timestamp(time: SystemTime) -> Timestamp {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }

@@ -7,11 +7,11 @@
 
 mod devices;
 pub(crate) mod filter;
+mod hostname;
 mod keyring;
 pub(crate) mod landlock;
 pub(crate) mod limits;
 pub(crate) mod mounts;
-pub(crate) mod network;
 pub(crate) mod privileges;
 mod proc;
 
@@ -101,7 +101,7 @@ pub(crate) fn claim(mut built: Built, claim: &Claim, filter: &[u8], descriptors:
         mounts::leave_host()?;
     }
     mounts::seal_root()?;
-    network::hostname(&claim.hostname).step("host name", &claim.hostname)?;
+    hostname::set(&claim.hostname).step("host name", &claim.hostname)?;
     mounts::chdir(&claim.workdir).step("working directory", &claim.workdir)?;
     built.landlock.allow(&claim.roots).step("landlock", "add_rule")?;
     privileges::drop_all()?;
