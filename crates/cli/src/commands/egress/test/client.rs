@@ -159,15 +159,21 @@ async fn exchange(
     says: &[String],
     heard: &mut Vec<u8>,
 ) -> io::Result<()> {
+    let mut refused = Ok(());
     for piece in says {
+        refused = stream.write_all(piece.as_bytes()).await;
+        if refused.is_ok() {
+            refused = stream.flush().await;
+        }
         // Whoever refuses may have closed: what it said is still to be read.
-        if stream.write_all(piece.as_bytes()).await.is_err() || stream.flush().await.is_err() {
+        if refused.is_err() {
             break;
         }
         // Each piece is to be in a packet of its own.
         tokio::task::yield_now().await;
     }
-    listen(stream, heard).await
+    // The system tells of a reset once, to whichever call comes first.
+    listen(stream, heard).await.and(refused)
 }
 
 /// Reads until the end, or until nothing comes any more.
