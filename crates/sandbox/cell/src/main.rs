@@ -63,7 +63,7 @@ fn main() -> ExitCode {
 pub(crate) const SENSELESS: u8 = 2;
 
 /// Takes over the first standard streams, as the way to the worker, from what the worker's way of starting this process has
-/// left: nothing else that is open must reach commands, and signals that the worker ignores must not be ignored by them.
+/// left: nothing else that is open must reach commands.
 pub(crate) fn take_over_streams<const COUNT: usize>() -> std::io::Result<[File; COUNT]> {
     // SAFETY: no pointers. One arena: many short threads must not each keep a heap.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
@@ -78,15 +78,36 @@ pub(crate) fn take_over_streams<const COUNT: usize>() -> std::io::Result<[File; 
         sys::check(unsafe { libc::dup2(null.as_raw_fd(), standard) }.into())?;
     }
     shell::reserve()?;
-    for signal in 1..=libc::SIGRTMAX() {
-        if signal != libc::SIGPIPE {
-            // SAFETY: the default needs no handler. What cannot be set is at its default already.
-            unsafe { libc::signal(signal, libc::SIG_DFL) };
-        }
-    }
+    ignore_signals()?;
     let mut next = SOCKET..;
     // SAFETY: these were made above and belong to nobody else.
     Ok(std::array::from_fn(|_| unsafe { File::from_raw_fd(next.next().unwrap_or(-1)) }))
+}
+
+/// Ignores every signal but that of a child's end, whatever was inherited; commands begin with the defaults. The kernel
+/// keeps signals at their default from PID 1 only as long as its first thread does not block them, which the C library
+/// does whenever it starts something: a second thread is then found to die of them, and with it the sandbox.
+fn ignore_signals() -> std::io::Result<()> {
+    for signal in 1..=libc::SIGRTMAX() {
+        let handler = match signal {
+            libc::SIGKILL | libc::SIGSTOP => continue,
+            libc::SIGCHLD => libc::SIG_DFL,
+            _ => libc::SIG_IGN,
+        };
+        // As the kernel has it: handler, flags, restorer, mask. The C library's call keeps two signals to itself.
+        let action = [handler as u64, 0, 0, 0];
+        // SAFETY: the action lives through the call and is as long as the kernel reads for a mask of this size.
+        sys::check(unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                action.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
+        })?;
+    }
+    Ok(())
 }
 
 fn close_from(first: RawFd) -> std::io::Result<()> {

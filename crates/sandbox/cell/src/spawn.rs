@@ -133,8 +133,8 @@ fn prepare(program: &Program<'_>, cwd: &CStr) -> io::Result<Prepared> {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
         done(libc::posix_spawnattr_setsigmask(attributes, &raw const set))?;
-        // The one that is ignored here.
-        libc::sigaddset(&raw mut set, libc::SIGPIPE);
+        // All of them are ignored here. Not `sigfillset`, which leaves out two that are the C library's own.
+        (&raw mut set).write_bytes(0xff, 1);
         done(libc::posix_spawnattr_setsigdefault(attributes, &raw const set))?;
         Ok(prepared)
     }

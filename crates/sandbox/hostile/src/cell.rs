@@ -66,6 +66,14 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         }
         here("every signal was sent")
     }),
+    ("survival.signals-without-end", |facts| {
+        sys::for_ms(facts.number("ms"), || {
+            for signal in 1..=64 {
+                let _ = sys::kill(1, signal);
+            }
+        });
+        here("signals were sent all the time")
+    }),
     ("survival.kill-all", |_| {
         // This process is spared, and everything else that may be is not.
         let _ = sys::kill(-1, libc::SIGKILL);

@@ -30,6 +30,8 @@ pub(super) enum Way {
     Held(u64),
     /// The same with what the kernel counts for each user of the host: every sandbox must be one of its own.
     HeldByUser(u64),
+    /// It goes on while the cell starts commands.
+    Starting,
     /// One sandbox leaves something, another looks for it.
     Between,
     /// It does not want to end when its time has run out.
@@ -115,6 +117,7 @@ pub(super) async fn attempt(attempt: &'static Attempt, scene: &mut Scene) -> Res
         Way::Flood(limit) => bomb(attempt.name, scene, limit, true).await,
         Way::Held(most) => held(attempt.name, scene, most, None).await,
         Way::HeldByUser(most) => held(attempt.name, scene, most, Some(Facility::DistinctUser)).await,
+        Way::Starting => starting(attempt.name, scene).await,
         Way::Between => between(attempt.name, scene).await,
         Way::Overtime => overtime(attempt.name, scene).await,
         Way::Outlive => outlive(attempt.name, scene).await,
@@ -303,6 +306,21 @@ async fn held(name: &str, scene: &mut Scene, most: u64, needs: Option<Facility>)
     drop(exec);
     scene.end(neighbour).await?;
     unharmed(scene, sandbox, verdict).await
+}
+
+async fn starting(name: &str, scene: &mut Scene) -> Result<Verdict, Verdict> {
+    /// Commands that are started meanwhile.
+    const STARTS: usize = 64;
+    let sandbox = scene.sandbox(|_| {}).await?;
+    let exec = scene.start(&sandbox, name, &["ms=10000".to_owned()], PATIENCE).await.map_err(|why| ended(&why))?;
+    for _ in 0..STARTS {
+        let made = scene.make(&sandbox, "survival.true", &[]).await.map_err(|why| ended(&why))?;
+        let Verdict::Refused(_) = judge(&made, scene.host.secret(), false) else {
+            return Err(Verdict::Through(format!("a command that does nothing said {:?}", made.line)));
+        };
+    }
+    drop(exec);
+    unharmed(scene, sandbox, Verdict::Refused(format!("{STARTS} commands ran meanwhile"))).await
 }
 
 async fn between(name: &str, scene: &mut Scene) -> Result<Verdict, Verdict> {

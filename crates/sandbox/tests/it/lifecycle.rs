@@ -22,6 +22,24 @@ async fn a_command_runs_as_nobody_special() {
 }
 
 #[tokio::test]
+async fn a_command_begins_with_the_signals_that_everybody_expects() {
+    let rig = Rig::new().await;
+    for status in [rig.run(&["/bin/cat", "/proc/self/status"]).await.1, rig.bash("/bin/cat /proc/self/status").await] {
+        for set in ["SigBlk", "SigIgn", "SigCgt"] {
+            assert!(status.contains(&format!("{set}:\t0000000000000000")), "{status}");
+        }
+    }
+    // The cell ignores all but the end of a child, which it waits for, and what cannot be ignored.
+    let cell = std::fs::read_to_string(format!("/proc/{}/status", rig.sandbox.pid().unwrap())).unwrap();
+    let said = cell.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let ignored = u64::from_str_radix(said.trim(), 16).unwrap();
+    let expected =
+        [libc::SIGKILL, libc::SIGSTOP, libc::SIGCHLD].iter().fold(u64::MAX, |all, it| all & !(1 << (it - 1)));
+    // The C library takes one of its two for itself.
+    assert_eq!(ignored | 1 << 32, expected, "{said}");
+}
+
+#[tokio::test]
 async fn input_output_and_signals() {
     let rig = Rig::new().await;
     let mut cat = rig.sandbox.exec(ExecRequest { stdin: true, ..argv(&["/bin/cat"]) }).await.unwrap();

@@ -15,6 +15,7 @@ const AGAIN: &[&str] = &[
     "egress::every_connection_leads_to_the_worker",
     "egress::nothing_else_leads_anywhere",
     "egress::what_is_given_is_read_and_no_more",
+    "lifecycle::a_command_begins_with_the_signals_that_everybody_expects",
     "lifecycle::a_command_runs_as_nobody_special",
     "lifecycle::the_cell_runs_in_an_empty_root",
     "lifecycle::the_end_leaves_nothing",

@@ -41,6 +41,7 @@ pub(super) const CELL: &[Attempt] = &[
 
 pub(super) const SURVIVAL: &[Attempt] = &[
     Attempt::new("survival.signals", "send the cell every signal").by(Way::Host),
+    Attempt::new("survival.signals-without-end", "send the cell signals while it starts commands").by(Way::Starting),
     Attempt::new("survival.kill-all", "kill everybody").by(Way::Host),
     Attempt::new("survival.stop-all", "stop everybody").by(Way::Host),
     Attempt::new("survival.signal-by-handle", "signal the cell by its handle, and each of its threads").by(Way::Host),
