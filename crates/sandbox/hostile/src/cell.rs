@@ -142,17 +142,27 @@ fn overwrite() -> Said {
 /// Takes the processor from the cell: the lowest priority and class, one processor, and spinning threads on it.
 fn slow_down(_: &Facts) -> Said {
     let mut granted = Vec::new();
-    if call!(libc::SYS_setpriority, 0, 1, 19).is_ok() {
-        granted.push("priority");
+    // By its number, by that of the thread that answers, as a group and as everything that is the user's.
+    for (which, who) in [(0, 1), (0, 2), (1, 1), (2, 0), (2, 1000)] {
+        if call!(libc::SYS_setpriority, which, who, 19).is_ok() {
+            granted.push("priority");
+        }
+        if call!(libc::SYS_ioprio_set, which + 1, who, 3 << 13).is_ok() {
+            granted.push("disk priority");
+        }
     }
-    if call!(libc::SYS_sched_setscheduler, 1, 5, &[0i32]).is_ok() {
-        granted.push("class");
-    }
-    if call!(libc::SYS_sched_setaffinity, 1, 8, &[1u64]).is_ok() {
-        granted.push("processor");
-    }
-    if call!(libc::SYS_ioprio_set, 1, 1, 3 << 13).is_ok() {
-        granted.push("disk priority");
+    for thread in [1, 2] {
+        if call!(libc::SYS_sched_setscheduler, thread, 5, &[0i32]).is_ok() {
+            granted.push("class");
+        }
+        // The size of its first version, the idle class, and zeros.
+        let idle: [u32; 12] = [48, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        if call!(libc::SYS_sched_setattr, thread, &idle, 0).is_ok() {
+            granted.push("class by attributes");
+        }
+        if call!(libc::SYS_sched_setaffinity, thread, 8, &[1u64]).is_ok() {
+            granted.push("processor");
+        }
     }
     for _ in 0..16 {
         let _ = std::thread::Builder::new().spawn(|| sys::for_ms(1500, std::hint::spin_loop));

@@ -85,6 +85,25 @@ async fn the_cell_survives_what_is_done_to_it() {
 }
 
 #[tokio::test]
+async fn programs_set_their_own_place_at_the_processors_and_not_the_cells() {
+    let rig = Rig::new().await;
+    let own = "nice -n 5 nice; renice -n 6 -p $$ >/dev/null; taskset -c 0 nproc; taskset -p 1 $BASHPID >/dev/null; chrt -b 0 echo batch; \
+               ionice -c 3 echo idle; nice";
+    assert_eq!(rig.run(&["/bin/bash", "-ec", own]).await.1, "5\n1\nbatch\nidle\n6");
+    for refused in [
+        "renice 19 -p 1",
+        "renice 19 -g 1",
+        "renice 19 -u 1000",
+        "taskset -p 1 1",
+        "chrt -i -p 0 1",
+        "ionice -c 3 -p 1",
+    ] {
+        let (status, said) = rig.run(&["/bin/bash", "-c", refused]).await;
+        assert!(status.code != Some(0) && said.contains("not permitted"), "{refused}: {said}");
+    }
+}
+
+#[tokio::test]
 async fn no_core_is_dumped_not_even_to_a_handler_of_the_host() {
     let rig = Rig::new().await;
     // A program that guards its secrets this way must be able to go on.

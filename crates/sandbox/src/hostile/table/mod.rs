@@ -30,7 +30,7 @@ const GUARANTEES: &[Guarantee] = &[
     Guarantee {
         name: "survival",
         title: "The cell survives its children",
-        mechanism: "PID 1 of its namespace, which ignores signals; no `prlimit` on others; one thread always kept for file tools",
+        mechanism: "PID 1 of its namespace, which ignores signals; no `prlimit` on others, no scheduling of it; one thread always kept for file tools",
         attempts: files::SURVIVAL,
     },
     Guarantee {

@@ -25,6 +25,10 @@ const NAMESPACES: u32 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP) as u32;
 
+/// All processes of a user, as `setpriority` and `ioprio_set` number them.
+const PRIO_USER: u32 = 2;
+const IOPRIO_WHO_USER: u32 = 3;
+
 /// Calls that the cell makes between its two filters, and nobody after it.
 const BUILDING: &[libc::c_long] = &[
     libc::SYS_unshare,
@@ -103,6 +107,19 @@ fn verdicts() -> BTreeMap<u32, Verdict> {
     let core = |argument| Condition::Equal(argument, libc::RLIMIT_CORE);
     say(libc::SYS_prlimit64, Verdict::Unless(vec![eperm(vec![other, setting.clone()]), (vec![core(1), setting], 0)]));
     say(libc::SYS_setrlimit, Verdict::Unless(vec![(vec![core(0)], 0)]));
+    // Its place at the processors and disks is as much the same user's to take: of the cell itself, and of the thread that it
+    // keeps, which is its first. Others of its threads come and go.
+    let cell = |argument| [1, 2].map(|thread| eperm(vec![Condition::Equal(argument, thread)])).to_vec();
+    let scheduling =
+        [libc::SYS_sched_setparam, libc::SYS_sched_setscheduler, libc::SYS_sched_setattr, libc::SYS_sched_setaffinity];
+    for call in scheduling {
+        say(call, Verdict::Unless(cell(0)));
+    }
+    for (call, everybody) in [(libc::SYS_setpriority, PRIO_USER), (libc::SYS_ioprio_set, IOPRIO_WHO_USER)] {
+        let mut rules = cell(1);
+        rules.push(eperm(vec![Condition::Equal(0, everybody)]));
+        say(call, Verdict::Unless(rules));
+    }
     verdicts
 }
 
