@@ -11,6 +11,7 @@ mod name;
 pub mod policy;
 pub mod proxy;
 mod seam;
+pub mod ssh;
 
 pub use name::{Authority, Host, Name, NameError};
 pub use seam::{Entry, Outcome, Supply, SupplyError, Trail, TrailError};

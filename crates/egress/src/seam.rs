@@ -46,11 +46,11 @@ pub struct TrailError(pub String);
 pub struct Entry {
     /// The session.
     pub session: String,
-    /// `dns`, `connect`, `request`, `datagram`.
+    /// `dns`, `connect`, `request`, `datagram`, `signature`.
     pub kind: &'static str,
-    /// Where to, as `host:port`; what was said, when it is no name.
+    /// Where to, as `host:port`, with the user where somebody logs in; what was said, when it is no name.
     pub to: String,
-    /// `tcp`, `tls`, `http`, `https`.
+    /// `tcp`, `tls`, `http`, `https`, `ssh`.
     pub protocol: &'static str,
     /// The method of a request.
     #[serde(skip_serializing_if = "Option::is_none")]

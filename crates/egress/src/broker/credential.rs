@@ -1,5 +1,6 @@
 //! What a session may use, and where.
 
+use std::fmt;
 use std::sync::Arc;
 
 use palisade_api::Secret;
@@ -138,6 +139,16 @@ impl HostPattern {
         }
         let (Host::Name(suffix), Host::Name(name)) = (&self.host, &authority.host) else { return false };
         name.as_str().strip_suffix(suffix.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (below, host) = (if self.below { "*." } else { "" }, &self.host);
+        match self.port {
+            Some(port) => write!(f, "{below}{host}:{port}"),
+            None => write!(f, "{below}{host}"),
+        }
     }
 }
 

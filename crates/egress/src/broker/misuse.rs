@@ -122,7 +122,7 @@ impl Misuse {
         }
     }
 
-    pub(super) fn supply(reference: &str, error: SupplyError) -> Misuse {
+    pub(crate) fn supply(reference: &str, error: SupplyError) -> Misuse {
         match error {
             SupplyError::Revoked => Misuse::Revoked { reference: reference.to_owned() },
             SupplyError::Unavailable(why) => Misuse::Unavailable { reference: reference.to_owned(), why },

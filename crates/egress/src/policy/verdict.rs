@@ -250,6 +250,8 @@ pub enum Reason {
     CredentialMisused,
     /// A push that the rule does not allow.
     PushRefused,
+    /// A signature for SSH that nothing ties to an open connection.
+    SshNotBound,
     /// A datagram.
     UdpRefused,
     /// The audit trail cannot keep what happens.
@@ -288,6 +290,7 @@ impl Reason {
             Reason::MalformedRequest => "malformed_request",
             Reason::CredentialMisused => "credential_misused",
             Reason::PushRefused => "push_refused",
+            Reason::SshNotBound => "ssh_not_bound",
             Reason::UdpRefused => "udp_refused",
             Reason::AuditUnavailable => "audit_unavailable",
             Reason::PolicyUnavailable => "policy_unavailable",

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
+use super::agent::Watch;
 use super::copy::{self, Meter, Stop};
 use super::dial;
 use super::evidence::{Asked, Open, count};
@@ -334,10 +335,16 @@ async fn pass(
     };
     let meter = Meter::default();
     let budget = shared.budgets.meter(rule);
+    let watch = Watch::of(shared, to, rule).filter(|_| protocol == "tcp");
     let both = async {
         let idle = shared.common.limits.tunnel_idle;
         copy::pass(&first, &up, (&meter.sent, &meter), idle, &|bytes| budget.bytes(bytes)).await?;
-        copy::both((&stream, &up), &shared.common.buffers, &meter, idle, |bytes| budget.bytes(bytes)).await
+        let hear = |bytes: &[u8]| {
+            if let Some(watch) = &watch {
+                watch.hear(bytes);
+            }
+        };
+        copy::both((&stream, &up), &shared.common.buffers, &meter, idle, |bytes| budget.bytes(bytes), hear).await
     };
     // Kept also when the session ends and this is dropped at the next line.
     let mut counted = Counted { open, meter: &meter };

@@ -59,16 +59,18 @@ pub(super) enum Stop {
     Broken(#[from] io::Error),
 }
 
-/// Copies both ways until both have closed. `spend` is asked for each piece before it is passed on.
+/// Copies both ways until both have closed. `spend` is asked for each piece before it is passed on, and `hear` is told each that
+/// comes from `up`.
 pub(super) async fn both(
     (down, up): (&TcpStream, &TcpStream),
     buffers: &Buffers,
     meter: &Meter,
     idle: Duration,
     spend: impl Fn(u64) -> Result<(), Refusal>,
+    hear: impl Fn(&[u8]),
 ) -> Result<(), Stop> {
-    let out = one_way(down, up, buffers, (&meter.sent, meter), idle, &spend);
-    let back = one_way(up, down, buffers, (&meter.received, meter), idle, &spend);
+    let out = one_way(down, up, buffers, (&meter.sent, meter), idle, (&spend, &|_| {}));
+    let back = one_way(up, down, buffers, (&meter.received, meter), idle, (&spend, &hear));
     tokio::try_join!(out, back).map(|_| ())
 }
 
@@ -78,7 +80,7 @@ async fn one_way(
     buffers: &Buffers,
     (count, meter): (&AtomicU64, &Meter),
     idle: Duration,
-    spend: &impl Fn(u64) -> Result<(), Refusal>,
+    (spend, hear): (&impl Fn(u64) -> Result<(), Refusal>, &impl Fn(&[u8])),
 ) -> Result<(), Stop> {
     loop {
         let before = meter.total();
@@ -97,7 +99,10 @@ async fn one_way(
                 let _ = rustix::net::shutdown(to, rustix::net::Shutdown::Write);
                 return Ok(());
             }
-            Ok(length) => pass(&buffer[..length], to, (count, meter), idle, spend).await,
+            Ok(length) => {
+                hear(&buffer[..length]);
+                pass(&buffer[..length], to, (count, meter), idle, spend).await
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(error) => Err(error.into()),
         };

@@ -106,6 +106,11 @@ impl Asked {
         Asked { kind: "connect", to: to.to_string(), protocol, method: None, path: None }
     }
 
+    /// Of a signature for SSH.
+    pub(super) fn signature(to: impl fmt::Display) -> Asked {
+        Asked { kind: "signature", to: to.to_string(), protocol: "ssh", method: None, path: None }
+    }
+
     pub(super) fn allowed(
         self,
         session: &str,

@@ -1,6 +1,6 @@
 //! The proxy: connections in, connections out.
 //!
-//! Each session has four sockets in its own network namespace. What arrives on them is looked at just far enough to know what it
+//! Each session has four sockets in its own network namespace, and one in its file system where it has keys for SSH. What arrives on them is looked at just far enough to know what it
 //! is and for whom ([`hello`]), the policy decides, and then it is either carried as it is ([`copy`]) or opened with a certificate
 //! of the session's own authority ([`ca`]) and carried request by request ([`requests`]).
 //!
@@ -14,7 +14,11 @@
 //! **Refusals are told** as far as what is spoken allows: an HTTP answer with a reason that programs can match, to CONNECT too; a
 //! TLS alert `access_denied` for a name that the policy does not allow, since the session's authority cannot speak for such a
 //! name; a reset for plain TCP.
+//!
+//! **SSH** is carried unread. A client that logs in asks the session's agent ([`agent`]), which knows the host from what was seen
+//! of it on the way.
 
+mod agent;
 mod body;
 mod ca;
 mod connection;

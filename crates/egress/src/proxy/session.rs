@@ -2,11 +2,12 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,10 +16,11 @@ use super::ca::{Ca, CaError, Constraints};
 use super::evidence::{Asked, Counters, Record, Tally, count};
 use super::fault::Fault;
 use super::pool::Pool;
-use super::{Common, connection, copy, explicit, resolver, tls};
+use super::{Common, agent, connection, copy, explicit, resolver, tls};
 use crate::broker::Broker;
 use crate::dns::Names;
 use crate::policy::{Budgets, Policy, Reason};
+use crate::ssh::{Live, SshKey};
 
 /// Records that a listener of the live tail may be behind before it loses the oldest.
 const TAIL: usize = 256;
@@ -34,6 +36,8 @@ pub struct SessionSpec {
     pub policy: Arc<Policy>,
     /// Its credentials.
     pub broker: Arc<Broker>,
+    /// Its keys for SSH.
+    pub ssh_keys: Vec<SshKey>,
     /// The time, for its certificates.
     pub now: SystemTime,
 }
@@ -49,6 +53,8 @@ pub struct Listeners {
     pub dns_tcp: StdTcpListener,
     /// DNS over UDP.
     pub dns_udp: StdUdpSocket,
+    /// The SSH agent, at a place that only this session's sandbox reaches; none where there are no keys.
+    pub ssh_agent: Option<StdUnixListener>,
 }
 
 /// A session that has its certificate authority, which must be in the sandbox before anything runs there.
@@ -69,6 +75,9 @@ pub(super) struct Shared {
     pub(super) id: String,
     pub(super) policy: Arc<Policy>,
     pub(super) broker: Arc<Broker>,
+    pub(super) ssh_keys: Vec<SshKey>,
+    /// Hosts that have shown who they are.
+    pub(super) hosts: Live,
     pub(super) budgets: Budgets,
     pub(super) names: Names,
     pub(super) ca: Ca,
@@ -120,6 +129,8 @@ impl Prepared {
             id: spec.session,
             policy: spec.policy,
             broker: spec.broker,
+            ssh_keys: spec.ssh_keys,
+            hosts: Live::default(),
             names: Names::new(),
             pool: Pool::new(common.limits.upstream_idle),
             tally: Tally::default(),
@@ -152,6 +163,10 @@ impl Prepared {
         shared.spawn(accept(Arc::clone(&shared), proxy, Kind::Proxy));
         shared.spawn(accept(Arc::clone(&shared), dns_tcp, Kind::Dns));
         shared.spawn(resolver::datagrams(Arc::clone(&shared), dns_udp));
+        if let Some(agent) = listeners.ssh_agent {
+            agent.set_nonblocking(true)?;
+            shared.spawn(agent::serve(Arc::clone(&shared), UnixListener::from_std(agent)?));
+        }
         shared.spawn(sweep(Arc::clone(&shared)));
         Ok(Session { shared })
     }

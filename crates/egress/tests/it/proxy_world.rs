@@ -377,8 +377,13 @@ impl Setup {
         let service = Service::new(options).unwrap();
         #[expect(clippy::disallowed_methods, reason = "a test's certificates are valid now")]
         let now = SystemTime::now();
-        let spec =
-            SessionSpec { session: "sesn_1".to_owned(), policy: Arc::new(policy), broker: Arc::new(broker), now };
+        let spec = SessionSpec {
+            session: "sesn_1".to_owned(),
+            policy: Arc::new(policy),
+            broker: Arc::new(broker),
+            ssh_keys: Vec::new(),
+            now,
+        };
         let prepared = service.prepare(spec).unwrap();
         let tcp = || StdTcpListener::bind("127.0.0.1:0").unwrap();
         let listeners = Listeners {
@@ -386,6 +391,7 @@ impl Setup {
             transparent: tcp(),
             dns_tcp: tcp(),
             dns_udp: StdUdpSocket::bind("127.0.0.1:0").unwrap(),
+            ssh_agent: None,
         };
         let (proxy, transparent) = (listeners.proxy.local_addr().unwrap(), listeners.transparent.local_addr().unwrap());
         let (dns, dns_tcp) = (listeners.dns_udp.local_addr().unwrap(), listeners.dns_tcp.local_addr().unwrap());

@@ -144,6 +144,8 @@ impl Plan {
             ("/etc/hosts", HOSTS),
             ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
             ("/etc/hostname", "sandbox\n"),
+            // The host's own settings are not for sandboxes; a session's may take their place.
+            ("/etc/ssh/ssh_config", ""),
         ];
         self.0.files.extend(files.map(|(name, content)| (name.to_owned(), content.to_owned())));
         Ok(())

@@ -6,6 +6,7 @@
 mod fetch;
 mod identity;
 mod refused;
+mod ssh;
 mod supply;
 mod trail;
 mod trust;
@@ -15,6 +16,7 @@ use std::fmt;
 use std::io::{self, Read as _};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -24,6 +26,7 @@ use palisade_checkpoint::{Durable, write_whole};
 use palisade_egress::broker::{Broker, BrokerError, Fetch, Mint};
 use palisade_egress::policy::{Policies, Policy, Subject};
 use palisade_egress::proxy::{self, Listeners, PrepareError, Prepared, Resolver, Service, ServiceError, SessionSpec};
+use palisade_egress::ssh::SshKey;
 use palisade_sandbox::{Given, Sockets};
 use palisade_vault::Vault;
 use palisade_vault::identity::Identity;
@@ -223,7 +226,7 @@ impl Egress {
         if policy.is_none() {
             return Ok(None);
         }
-        let mut credentials = self.credentials.of(&self.vault, whose, self.fetch.as_ref())?;
+        let (mut credentials, ssh_keys) = self.credentials.of(&self.vault, whose, self.fetch.as_ref())?;
         let mut identity = None;
         if let Some(identities) = &self.identities {
             let (own, tokens) = identities.of(whose).map_err(|why| why.to_string())?;
@@ -236,6 +239,7 @@ impl Egress {
             session: whose.session.clone(),
             policy: Arc::new(policy),
             broker: Arc::new(broker),
+            ssh_keys,
             identity,
         }))
     }
@@ -276,6 +280,7 @@ pub(crate) struct Way {
     session: String,
     policy: Arc<Policy>,
     broker: Arc<Broker>,
+    ssh_keys: Vec<SshKey>,
     identity: Option<Identity>,
 }
 
@@ -284,6 +289,7 @@ pub(crate) struct Told {
     prepared: Prepared,
     session: String,
     trail: palisade_audit::Trail,
+    ssh_agent: Option<UnixListener>,
     pub(crate) given: Vec<Given>,
     pub(crate) env: Vec<(String, String)>,
 }
@@ -295,13 +301,21 @@ impl Way {
             session: self.session.clone(),
             policy: self.policy.clone(),
             broker: self.broker.clone(),
+            ssh_keys: self.ssh_keys.clone(),
             now: (self.egress.now)(),
         })?;
-        let given = self.egress.trust.write(directory, prepared.ca_pem()).map_err(WayError::Trust)?;
+        let mut given = self.egress.trust.write(directory, prepared.ca_pem()).map_err(WayError::Trust)?;
         let mut env = trust::environment();
+        let mut ssh_agent = None;
+        if !self.ssh_keys.is_empty() {
+            let ssh = ssh::prepare(directory, &self.ssh_keys).map_err(WayError::Trust)?;
+            given.extend(ssh.given);
+            env.extend(ssh.env);
+            ssh_agent = Some(ssh.agent);
+        }
         env.extend(self.broker.environment());
         let (session, trail) = (self.session.clone(), self.egress.trail.clone());
-        Ok(Told { prepared, session, trail, given, env })
+        Ok(Told { prepared, session, trail, ssh_agent, given, env })
     }
 
     /// The session has ended: it gets no value any more.
@@ -330,6 +344,7 @@ impl Told {
             transparent: TcpListener::from(caught),
             dns_tcp: TcpListener::from(resolver_tcp),
             dns_udp: UdpSocket::from(resolver_udp),
+            ssh_agent: self.ssh_agent,
         };
         let refused = refused::listen(refused, self.trail, self.session).map_err(WayError::Serve)?;
         let session = self.prepared.serve(listeners).map_err(WayError::Serve)?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use palisade_api::Secret;
 use palisade_egress::broker::{Credential, Fetch, GitHubApp, Hosts, Kind, Places};
+use palisade_egress::ssh::SshKey;
 use palisade_egress::{Supply, SupplyError};
 use palisade_vault::{
     Auth, Clock, ConfigError, Credential as Stored, InjectionLocation, Networking, Provenance, Reference, Session,
@@ -49,7 +50,7 @@ pub struct Described<'a> {
     pub name: &'a str,
     /// The variable that holds its placeholder; none for kinds that the sandbox does not see, or that have variables of their own.
     pub variable: Option<&'a str>,
-    /// What the value is: `token`, `aws_keys`, `client_certificate`, `github_app`.
+    /// What the value is: `token`, `aws_keys`, `client_certificate`, `github_app`, `ssh_key`.
     pub kind: &'static str,
     /// Where it may go; anywhere that the policy allows when there is none.
     pub hosts: Option<&'a [String]>,
@@ -219,24 +220,31 @@ impl Credentials {
         self.entries.iter().any(|entry| matches!(entry.usage.kind, As::GitHubApp { .. }))
     }
 
-    /// What a session may use: of two for the same variable the one that is named first, by the session's vaults.
+    /// What a session may use: of two for the same variable the one that is named first, by the session's vaults. And the keys
+    /// that its SSH agent signs with.
     pub(super) fn of(
         &self,
         vault: &Vault,
         whose: &Whose,
         fetch: Option<&Arc<dyn Fetch>>,
-    ) -> Result<Vec<Credential>, String> {
+    ) -> Result<(Vec<Credential>, Vec<SshKey>), String> {
         let own = vault.session(&whose.session);
         let named = whose.vaults.iter().flat_map(|id| self.entries.iter().filter(move |it| it.vaults.contains(id)));
         let common = self.entries.iter().filter(|entry| entry.vaults.is_empty());
         let mut variables = BTreeSet::new();
-        let mut credentials = Vec::new();
+        let (mut credentials, mut ssh_keys) = (Vec::new(), Vec::new());
         for entry in named.chain(common) {
             if entry.slot().is_some_and(|slot| !variables.insert(slot)) {
                 continue;
             }
             let stored = Arc::new(FromVault { session: own.clone(), reference: entry.value.clone() });
             let value: Arc<dyn Supply> = match &entry.usage.kind {
+                As::SshKey { users, host_keys } => {
+                    let (users, host_keys) = (users.clone(), host_keys.clone());
+                    let (reference, hosts) = (entry.reference.clone(), entry.hosts.clone());
+                    ssh_keys.push(SshKey { reference, hosts, host_keys, users, value: stored });
+                    continue;
+                }
                 As::GitHubApp { app, installation, api } => {
                     let fetch = fetch.ok_or("there is nothing to reach GitHub by")?.clone();
                     Arc::new(GitHubApp::new(app, installation, api, stored, fetch, unix_now))
@@ -248,13 +256,13 @@ impl Credentials {
             credential.cleartext = entry.usage.cleartext;
             credential.exchange.clone_from(&entry.usage.exchange);
             match entry.usage.kind {
-                As::Token | As::GitHubApp { .. } => {}
+                As::Token | As::GitHubApp { .. } | As::SshKey { .. } => {}
                 As::AwsKeys => credential.kind = Kind::AwsKeys,
                 As::ClientCertificate => credential.kind = Kind::ClientCertificate,
             }
             credentials.push(credential);
         }
-        Ok(credentials)
+        Ok((credentials, ssh_keys))
     }
 }
 
@@ -265,7 +273,7 @@ impl Entry {
             As::Token | As::GitHubApp { .. } => Some(&self.variable),
             // The variables of AWS's own tools, whatever the credential says.
             As::AwsKeys => Some("AWS_ACCESS_KEY_ID"),
-            As::ClientCertificate => None,
+            As::ClientCertificate | As::SshKey { .. } => None,
         }
     }
 
@@ -341,6 +349,9 @@ fn entry(index: usize, mut json: Map<String, Json>) -> Result<Entry, Credentials
             (hosts, Some(names))
         }
     };
+    if hosts == Hosts::Unrestricted && matches!(usage.kind, As::SshKey { .. }) {
+        return Err(wrong("auth.networking", "must be `limited`: a key for SSH is for the hosts that are named"));
+    }
     let InjectionLocation { header, body } = injection_location;
     let places = Places { header, body, query: usage.query, path: usage.path };
     let reference = stored.display_name.unwrap_or_else(|| secret_name.clone());
@@ -400,7 +411,7 @@ mod tests {
         let credentials = parse(&all).unwrap();
         let vault = credentials.vault();
         let value = async |vaults: &[&str]| {
-            let all = credentials.of(&vault, &whose(vaults), None).unwrap();
+            let all = credentials.of(&vault, &whose(vaults), None).unwrap().0;
             assert_eq!(all.len(), 1);
             all[0].value.value().await.map(|value| value.expose().to_owned())
         };
@@ -444,7 +455,7 @@ mod tests {
         let credentials = parse(&one("GH", "APP", ", use: {as: github_app, app: 1, installation: 2}")).unwrap();
         assert!(credentials.fetches() && credentials.of(&credentials.vault(), &whose(&[]), None).is_err());
         let fetch: Arc<dyn Fetch> = Arc::new(Nothing);
-        let all = credentials.of(&credentials.vault(), &whose(&[]), Some(&fetch)).unwrap();
+        let all = credentials.of(&credentials.vault(), &whose(&[]), Some(&fetch)).unwrap().0;
         let Err(SupplyError::Unavailable(why)) = all[0].value.value().await else { panic!("a key that is none") };
         assert!(why.contains("private key of GitHub App 1") && !why.contains("not a key"), "{why}");
     }

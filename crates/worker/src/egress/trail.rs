@@ -58,7 +58,7 @@ impl palisade_egress::Trail for Kept {
     async fn begin(&self, what: &Entry) -> Result<u64, TrailError> {
         if what.alert {
             let Entry { session, to, reason, .. } = what;
-            tracing::warn!(target: "alert", session, to, reason, "a credential's placeholder was sent where it does not belong");
+            tracing::warn!(target: "alert", session, to, reason, "a credential was used where it does not belong");
         }
         let entry = self.next.fetch_add(1, Ordering::Relaxed);
         let session = Some(what.session.as_str());

@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject as _;
 use super::OpenError;
 
 /// Where it all is inside.
-const INSIDE: &str = "/run/palisade/trust";
+pub(super) const INSIDE: &str = "/run/palisade/trust";
 const BUNDLE: &str = "bundle.pem";
 const OWN: &str = "ca.pem";
 /// What programs that have authorities of their own are to trust besides those.

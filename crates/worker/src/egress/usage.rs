@@ -3,6 +3,7 @@
 //! No error repeats what was given: somebody may have put a secret at the wrong place.
 
 use palisade_egress::broker::{Exchange, Hosts, Places};
+use palisade_egress::ssh::HostKey;
 use serde_json::{Map, Value as Json};
 
 /// What is wrong, at which field.
@@ -50,6 +51,13 @@ pub(super) enum As {
         /// GitHub's API.
         api: String,
     },
+    /// A private key (OpenSSH's format), which the session's SSH agent signs with.
+    SshKey {
+        /// Who logs in.
+        users: Vec<String>,
+        /// The keys by which the hosts are known.
+        host_keys: Vec<HostKey>,
+    },
 }
 
 impl As {
@@ -60,6 +68,7 @@ impl As {
             As::AwsKeys => "aws_keys",
             As::ClientCertificate => "client_certificate",
             As::GitHubApp { .. } => "github_app",
+            As::SshKey { .. } => "ssh_key",
         }
     }
 }
@@ -102,6 +111,21 @@ impl<'a> Object<'a> {
         }
     }
 
+    /// A list with one text or more, each of which `read` takes.
+    fn texts<T>(&self, name: &str, what: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, Wrong> {
+        let list = match self.members.get(name) {
+            None => return wrong(self.at(name), format!("is missing: {what}")),
+            Some(Json::Array(list)) if (1..=16).contains(&list.len()) => list,
+            Some(_) => return wrong(self.at(name), format!("must be a list of one to sixteen: {what}")),
+        };
+        let one = |(index, text): (usize, &Json)| {
+            let at = format!("{}[{index}]", self.at(name));
+            let Some(text) = text.as_str() else { return wrong(at, "must be a string") };
+            read(text).map_err(|why| Wrong { field: at, why })
+        };
+        list.iter().enumerate().map(one).collect()
+    }
+
     /// An id, which YAML takes for a number where it has digits only.
     fn id(&self, name: &str, what: &str) -> Result<String, Wrong> {
         let id = match self.members.get(name) {
@@ -120,7 +144,8 @@ impl<'a> Object<'a> {
 
 impl Usage {
     pub(super) fn read(json: &Json) -> Result<Usage, Wrong> {
-        let known = ["as", "query", "path", "cleartext", "exchange", "app", "installation", "api"];
+        let known =
+            ["as", "query", "path", "cleartext", "exchange", "app", "installation", "api", "users", "host_keys"];
         let object = Object::new(json, "use", &known)?;
         let kind = match object.text("as")? {
             None | Some("token") => As::Token,
@@ -131,8 +156,29 @@ impl Usage {
                 installation: object.id("installation", "the id of one of the app's installations")?,
                 api: api(object.text("api")?.unwrap_or("https://api.github.com"))?,
             },
-            Some(_) => return wrong("use.as", "must be `token`, `aws_keys`, `client_certificate` or `github_app`"),
+            Some("ssh_key") => {
+                let users = object.texts("users", "the users that log in, such as [git]", |user| {
+                    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+                    let name = !user.is_empty() && user.len() <= 64 && user.bytes().all(plain);
+                    name.then(|| user.to_owned()).ok_or_else(|| "must be the name of a user".to_owned())
+                })?;
+                let host_keys = object.texts(
+                    "host_keys",
+                    "the public keys of the hosts, as `ssh-keyscan HOST` prints them behind the host's name",
+                    |key| HostKey::parse(key).map_err(|why| why.to_string()),
+                )?;
+                As::SshKey { users, host_keys }
+            }
+            Some(_) => {
+                let why = "must be `token`, `aws_keys`, `client_certificate`, `github_app` or `ssh_key`";
+                return wrong("use.as", why);
+            }
         };
+        if !matches!(kind, As::SshKey { .. })
+            && let Some(name) = ["users", "host_keys"].into_iter().find(|name| object.members.contains_key(*name))
+        {
+            return wrong(object.at(name), "is for SSH keys; write `as: ssh_key` with it, or leave it out");
+        }
         if !matches!(kind, As::GitHubApp { .. })
             && let Some(name) =
                 ["app", "installation", "api"].into_iter().find(|name| object.members.contains_key(*name))
@@ -228,6 +274,12 @@ mod tests {
             ("use.installation", json!({"as": "github_app", "app": 1, "installation": "../CANARY"})),
             ("use.api", json!({"as": "github_app", "app": 1, "installation": 1, "api": "http://CANARY"})),
             ("use.api", json!({"as": "github_app", "app": 1, "installation": 1, "api": "https://u:CANARY@h"})),
+            ("use.users", json!({"users": ["CANARY"]})),
+            ("use.users", json!({"as": "ssh_key"})),
+            ("use.users", json!({"as": "ssh_key", "users": []})),
+            ("use.users[1]", json!({"as": "ssh_key", "users": ["git", "CANARY x"]})),
+            ("use.host_keys", json!({"as": "ssh_key", "users": ["git"], "host_keys": "CANARY"})),
+            ("use.host_keys[0]", json!({"as": "ssh_key", "users": ["git"], "host_keys": ["CANARY"]})),
             ("use.exchange", json!({"exchange": "CANARY"})),
             ("use.exchange", json!({"as": "aws_keys", "exchange": {"path": "/t"}})),
             ("use.exchange.path", json!({"exchange": {}})),

@@ -10,4 +10,5 @@ mod packages;
 mod prepared;
 mod secrets;
 mod sessions;
+mod ssh;
 mod world;

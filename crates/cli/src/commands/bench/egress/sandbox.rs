@@ -64,7 +64,8 @@ async fn one(driver: &Native, service: &Service, place: &Path, network: Network)
         let broker = Broker::new(&mint, "sesn_bench", Vec::new()).context(NO_SERVICE)?;
         let policy = Policy::parse("rules:\n- {name: read, host: read.test, methods: [GET]}\n").context(NO_SERVICE)?;
         let (policy, broker) = (Arc::new(policy), Arc::new(broker));
-        let prepared = service.prepare(SessionSpec { session: "sesn_bench".to_owned(), policy, broker, now: now() });
+        let session = "sesn_bench".to_owned();
+        let prepared = service.prepare(SessionSpec { session, policy, broker, ssh_keys: Vec::new(), now: now() });
         let prepared = prepared.context(NO_SERVICE)?;
         let ca = home.path().join("ca.pem");
         std::fs::write(&ca, prepared.ca_pem()).context(NO_SERVICE)?;
@@ -92,5 +93,6 @@ fn listeners(sandbox: &Sandbox) -> Outcome<Listeners> {
         transparent: TcpListener::from(caught),
         dns_tcp: TcpListener::from(resolver_tcp),
         dns_udp: UdpSocket::from(resolver_udp),
+        ssh_agent: None,
     })
 }

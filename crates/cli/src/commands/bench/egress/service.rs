@@ -131,7 +131,7 @@ pub(in super::super) async fn serve(args: &ServiceArgs, out: Output) -> Outcome 
         let credentials = if number % 2 == 1 { vec![credential().context(what)?] } else { Vec::new() };
         let broker = Arc::new(Broker::new(&mint, &session, credentials).context(what)?);
         let placeholder = broker.environment().pop().map(|(_, placeholder)| placeholder);
-        let spec = SessionSpec { session, policy: Arc::clone(&policy), broker, now: now() };
+        let spec = SessionSpec { session, policy: Arc::clone(&policy), broker, ssh_keys: Vec::new(), now: now() };
         let prepared = service.prepare(spec).context(what)?;
         let tcp = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
         let listeners = Listeners {
@@ -139,6 +139,7 @@ pub(in super::super) async fn serve(args: &ServiceArgs, out: Output) -> Outcome 
             transparent: tcp().context(what)?,
             dns_tcp: tcp().context(what)?,
             dns_udp: UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context(what)?,
+            ssh_agent: None,
         };
         let proxy = listeners.proxy.local_addr().context(what)?;
         told.push(Served { proxy, ca: prepared.ca_pem().to_owned(), placeholder });

@@ -188,6 +188,7 @@ async fn one(
         session: marks.session.clone(),
         policy: Arc::new(policy),
         broker: own.clone(),
+        ssh_keys: Vec::new(),
         now: outside::now(),
     });
     let prepared = prepared.map_err(|why| why.to_string())?;
@@ -200,6 +201,7 @@ async fn one(
         transparent: TcpListener::from(network.caught),
         dns_tcp: TcpListener::from(network.resolver_tcp),
         dns_udp: UdpSocket::from(network.resolver_udp),
+        ssh_agent: None,
     };
     let session = prepared.serve(listeners).map_err(|why| format!("its sockets cannot be served: {why}"))?;
     let mut session = Some(session);

@@ -1,0 +1,21 @@
+//! SSH: an agent that signs for named hosts, with keys that no sandbox holds.
+//!
+//! What is carried by SSH cannot be read on its way, so nothing is put in there. Instead the client in the sandbox asks an agent
+//! for each signature by which it logs in, and that signs only what logs a named user in at a named host: the request must be
+//! bound to a connection (the extension `session-bind@openssh.com`, OpenSSH 8.9), the host's key must be one that the operator has
+//! named, and the very signature with which the host has opened that connection must have been **seen on a connection of this
+//! session that is open**. What somebody else's connection is bound to is thus worth nothing, here or elsewhere.
+//!
+//! [`request`] reads what the agent is asked, [`opening`] what a host says when a connection is opened.
+
+mod key;
+mod live;
+mod opening;
+mod request;
+mod wire;
+
+pub use key::{HostKey, SshKey, SshKeyError};
+pub(crate) use key::{Signed, public_key, sign};
+pub(crate) use live::{Live, Proof};
+pub(crate) use opening::{Opening, Shown};
+pub(crate) use request::{Authentication, Bind, Request, Sign, answer};
