@@ -49,6 +49,14 @@ pub enum Flaw {
     /// A segment before the last ends within a line.
     #[error("the segment ends within a record")]
     SegmentCut,
+    /// The chain does not begin with its first record, and does not say that what came before was archived.
+    #[error(
+        "the trail begins with record {first}, and no record in it says that those before were archived: segments were removed"
+    )]
+    BeginningMissing {
+        /// The first record that is there.
+        first: Seq,
+    },
     /// The end of the chain is missing.
     #[error("the chain ends with record {last}, but the head file says that it reached {head}: its end was cut off")]
     Truncated {
@@ -199,6 +207,44 @@ pub enum AppendError {
         /// Bytes of its name.
         bytes: usize,
     },
+}
+
+/// Segments were not archived.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// A file or directory cannot be used.
+    #[error("the audit trail could not be archived: {step} {}: {cause}", path.display())]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// With which file or directory.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// A segment does not read.
+    #[error("the audit trail could not be archived: {}: {flaw}", path.display())]
+    Flaw {
+        /// The segment.
+        path: PathBuf,
+        /// What is wrong.
+        flaw: Flaw,
+    },
+    /// There is another file in its place.
+    #[error("{} is there already, and is not of this trail: name a directory of its own for each trail", path.display())]
+    Taken {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is to go where it is.
+    #[error("the archive is the trail's own directory: name another one")]
+    Same,
+    /// The trail cannot say what was archived. Nothing was removed.
+    #[error("nothing was removed, as the trail cannot say so: {0}")]
+    Trail(#[from] AppendError),
+    /// The program ends.
+    #[error("the program ends")]
+    GivenUp,
 }
 
 /// A trail could not be read to its end.

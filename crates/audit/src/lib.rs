@@ -6,8 +6,9 @@
 //! itself at intervals, and then nobody without the key can write the whole chain anew. `docs/security/audit.md` has the format, and
 //! what it proves.
 //!
-//! [`Trail`] writes, [`verify()`] proves, [`read`] shows, [`Trail::subscribe`] follows.
+//! [`Trail`] writes, [`verify()`] proves, [`read`] shows, [`Trail::subscribe`] follows, [`Trail::archive`] makes room.
 
+mod archive;
 mod error;
 mod follow;
 mod head;
@@ -20,10 +21,11 @@ mod trail;
 mod verify;
 mod writer;
 
-pub use error::{AppendError, Flaw, OpenError, ReadError, SignerError};
+pub use archive::Archived;
+pub use error::{AppendError, ArchiveError, Flaw, OpenError, ReadError, SignerError};
 pub use follow::{Follow, Seen};
 pub use read::{Filter, Records, read};
 pub use record::{Hash, Record, Seq};
 pub use sign::{PublicKey, Signer};
 pub use trail::{Clock, Head, Options, Trail};
-pub use verify::{Broken, Point, Report, Signed, verify, verify_with};
+pub use verify::{Broken, Point, Report, Signed, verify, verify_archived, verify_with};

@@ -87,6 +87,8 @@ struct Inner {
     live: broadcast::WeakSender<Arc<record::Record>>,
     shared: Arc<Shared>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    /// Held by whoever moves segments.
+    archiving: tokio::sync::Mutex<()>,
 }
 
 impl fmt::Debug for Inner {
@@ -119,7 +121,8 @@ impl Trail {
         let thread = thread.map_err(failed("start the writer"))?;
         let (room, notes) = (Arc::new(Semaphore::new(QUEUE)), Arc::new(Semaphore::new(NOTES)));
         let writer = Mutex::new(Some(thread));
-        Ok(Trail { inner: Arc::new(Inner { dir: dir.to_owned(), queue, room, notes, live: weak, shared, writer }) })
+        let (dir, archiving) = (dir.to_owned(), tokio::sync::Mutex::default());
+        Ok(Trail { inner: Arc::new(Inner { dir, queue, room, notes, live: weak, shared, writer, archiving }) })
     }
 
     /// The directory.
@@ -136,6 +139,20 @@ impl Trail {
     pub async fn append(&self, kind: &str, session: Option<&str>, body: impl Serialize) -> Result<Seq, AppendError> {
         let record = prepare(kind, session, &body)?;
         drop(body);
+        self.keep(record).await
+    }
+
+    /// A record of the trail's own.
+    pub(crate) async fn own(&self, kind: &str, body: &impl Serialize) -> Result<Seq, AppendError> {
+        self.keep(written(kind, None, body)?).await
+    }
+
+    /// Held by whoever moves segments.
+    pub(crate) fn archiving(&self) -> &tokio::sync::Mutex<()> {
+        &self.inner.archiving
+    }
+
+    async fn keep(&self, record: String) -> Result<Seq, AppendError> {
         let room = self.room().await?;
         let (answer, done) = oneshot::channel();
         self.inner.queue.try_send(Job::Append { record, answer, room }).map_err(|_| AppendError::Closed)?;
@@ -228,6 +245,10 @@ fn prepare(kind: &str, session: Option<&str>, body: &impl Serialize) -> Result<S
     if let Some(bytes) = session.map(str::len).filter(|bytes| *bytes > MAX_SESSION) {
         return Err(AppendError::Session { bytes });
     }
+    written(kind, session, body)
+}
+
+fn written(kind: &str, session: Option<&str>, body: &impl Serialize) -> Result<String, AppendError> {
     let json = |why: serde_json::Error| AppendError::Body { kind: kind.to_owned(), cause: why.to_string() };
     let mut body = serde_json::to_string(body).map_err(json)?;
     if memchr::memchr2(b'\n', b'\r', body.as_bytes()).is_some() {

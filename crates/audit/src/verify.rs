@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use palisade_api::Timestamp;
 
+use crate::archive::{ARCHIVED, Moved};
 use crate::error::{Flaw, ReadError};
 use crate::head::{self, Said};
 use crate::record::{Hash, Line, MAX_LINE, Seq};
@@ -96,7 +97,18 @@ impl Report {
 /// The trail cannot be read. One that does not verify is no error: see [`Report::broken`].
 pub fn verify(dir: &Path) -> Result<Report, ReadError> {
     let keys = PublicKey::all_beside(dir).map_err(|cause| ReadError::Io { path: dir.to_owned(), cause })?;
-    whole(dir, keys, false)
+    whole(dir, None, keys, false)
+}
+
+/// Verifies a trail together with what was moved out of it by [`Trail::archive`](crate::Trail::archive): from its first record on, if
+/// that is in the archive.
+///
+/// # Errors
+///
+/// As [`verify()`].
+pub fn verify_archived(dir: &Path, archive: &Path) -> Result<Report, ReadError> {
+    let keys = PublicKey::all_beside(dir).map_err(|cause| ReadError::Io { path: dir.to_owned(), cause })?;
+    whole(dir, Some(archive), keys, false)
 }
 
 /// Verifies as [`verify()`] does, under these keys and no others: the trail must be signed with them, up to an end that is no longer
@@ -106,12 +118,12 @@ pub fn verify(dir: &Path) -> Result<Report, ReadError> {
 ///
 /// As [`verify()`].
 pub fn verify_with(dir: &Path, trusted: &[PublicKey]) -> Result<Report, ReadError> {
-    whole(dir, trusted.to_vec(), true)
+    whole(dir, None, trusted.to_vec(), true)
 }
 
-fn whole(dir: &Path, keys: Vec<PublicKey>, must_be_signed: bool) -> Result<Report, ReadError> {
+fn whole(dir: &Path, archive: Option<&Path>, keys: Vec<PublicKey>, must_be_signed: bool) -> Result<Report, ReadError> {
     let mut walk = Walk::new(keys, must_be_signed);
-    if !walk.walk(dir)? {
+    if !walk.walk_with(dir, archive)? {
         return Err(ReadError::NoTrail { dir: dir.to_owned() });
     }
     if walk.head_torn && walk.report.broken.is_none() {
@@ -138,6 +150,8 @@ pub(crate) struct Walk {
     must_be_signed: bool,
     /// Records that the last checkpoint lets follow before the next.
     every: u64,
+    /// Where the trail begins, as long as no record has said that what came before was archived.
+    archived: Option<(Seq, Hash)>,
 }
 
 impl Walk {
@@ -163,15 +177,29 @@ impl Walk {
             keys,
             must_be_signed,
             every: 0,
+            archived: None,
         }
     }
 
     /// Goes through a directory; `false` when there is no trail in it.
     pub(crate) fn walk(&mut self, dir: &Path) -> Result<bool, ReadError> {
+        self.walk_with(dir, None)
+    }
+
+    /// The same with the segments of an archive before those of the directory.
+    fn walk_with(&mut self, dir: &Path, archive: Option<&Path>) -> Result<bool, ReadError> {
         let failed = |cause| ReadError::Io { path: dir.to_owned(), cause };
         // The head first: a writer that is at work is never behind it.
         let said = head::read(dir).map_err(failed)?;
-        let segments = segment::list(dir).map_err(failed)?;
+        let own = segment::list(dir).map_err(failed)?;
+        let mut segments: Vec<(Seq, PathBuf)> = Vec::new();
+        if let Some(archive) = archive {
+            let moved = segment::list(archive).map_err(|cause| ReadError::Io { path: archive.to_owned(), cause })?;
+            // What is in both was copied and not removed yet.
+            let moved = moved.into_iter().filter(|first| own.first().is_none_or(|own| first < own));
+            segments.extend(moved.map(|first| (first, segment::path(archive, first))));
+        }
+        segments.extend(own.into_iter().map(|first| (first, segment::path(dir, first))));
         let head = match said {
             None if segments.is_empty() => return Ok(false),
             None => return Ok(self.broken(None, Flaw::HeadMissing)),
@@ -180,9 +208,12 @@ impl Walk {
         };
         self.report.head = Some((head.seq, head.hash));
         self.head_torn = head.torn;
-        for (index, &first) in segments.iter().enumerate() {
-            let path = segment::path(dir, first);
-            let last = index + 1 == segments.len();
+        let count = segments.len();
+        for (index, (first, path)) in segments.into_iter().enumerate() {
+            let last = index + 1 == count;
+            if index == 0 && first > 1 {
+                self.begin(first, &path).map_err(|cause| ReadError::Io { path: path.clone(), cause })?;
+            }
             self.segment(&path, first, last, head).map_err(|cause| ReadError::Io { path, cause })?;
             if self.report.broken.is_some() {
                 return Ok(true);
@@ -196,6 +227,18 @@ impl Walk {
         let at = at.map(|(segment, offset)| (segment::name(segment), offset));
         self.report.broken = Some(Broken { seq: self.next, at, flaw });
         true
+    }
+
+    /// Begins behind what was archived, with the hash that the first record says it had.
+    fn begin(&mut self, first: Seq, path: &Path) -> io::Result<()> {
+        let mut lines = Lines::open(path)?;
+        if let Next::Line { bytes, .. } = lines.next()?
+            && let Ok(line) = Line::parse(bytes)
+        {
+            (self.next, self.hash) = (first, line.prev);
+            self.archived = Some((first - 1, line.prev));
+        }
+        Ok(())
     }
 
     fn segment(&mut self, path: &Path, first: Seq, last: bool, head: Said) -> io::Result<()> {
@@ -254,6 +297,13 @@ impl Walk {
         if line.kind == CHECKPOINT {
             self.checkpoint(&line, &point)?;
         }
+        if line.kind == ARCHIVED
+            && let Some((last, hash)) = self.archived
+            && let Ok(moved) = serde_json::from_str::<Moved>(line.body.get())
+            && moved.segments.iter().any(|segment| segment.ends_with(last, hash))
+        {
+            self.archived = None;
+        }
         self.report.records += 1;
         self.report.beyond_head += u64::from(line.seq > head.seq);
         self.report.first.get_or_insert_with(|| point.clone());
@@ -291,6 +341,9 @@ impl Walk {
         let signed = self.report.signed.as_ref();
         let flaw = if last < head.seq {
             Flaw::Truncated { last, head: head.seq }
+        } else if let Some((before, _)) = self.archived {
+            self.next = before + 1;
+            Flaw::BeginningMissing { first: before + 1 }
         } else if let Some(signed) = signed.filter(|signed| last - signed.last.seq > self.every) {
             self.next = signed.last.seq + self.every + 1;
             Flaw::Unsigned

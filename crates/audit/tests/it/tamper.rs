@@ -148,6 +148,7 @@ fn a_missing_segment_or_head() {
         match &report.broken.unwrap().flaw {
             Flaw::HeadMissing => assert_eq!(gone.0, "head"),
             Flaw::Truncated { head: 52, .. } => assert_eq!(gone, last),
+            Flaw::BeginningMissing { .. } => assert_eq!(gone.0, "00000000000000000001.jsonl"),
             Flaw::SegmentMissing { .. } => {}
             other => panic!("{other}"),
         }

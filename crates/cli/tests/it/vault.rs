@@ -340,7 +340,13 @@ fn what_is_rotated_revoked_and_allowed_bites_on_the_next_request() {
         let error = failure(&rig, &["vault", command, name], "");
         assert!(error["why"].as_str().unwrap().contains(why), "{error}");
     }
+    // The live worker is asked, which has written one segment so far; it stays.
+    let told = rig.object(&["egress", "archive", "--older-than", "0", "--to", "archive"]);
+    assert_eq!((told["segments"].as_u64(), told["through"].is_null()), (Some(0), true), "{told}");
     let (_, _, log) = up.end();
+    assert!(log.contains("archive the audit trail"), "{log}");
+    let error = failure(&rig, &["egress", "archive", "--older-than", "0", "--to", "archive"], "");
+    assert!(error["why"].as_str().unwrap().contains("no worker answers"), "{error}");
     assert!(log.contains("credential revoke") && log.contains("sealed:github") && !log.contains(CANARY), "{log}");
     rig.text(&["egress", "verify"]);
     scan(&rig.path("state"));
@@ -376,11 +382,11 @@ fn what_the_guide_shows_can_be_used() {
         .map(|(number, line)| {
             format!(
                 "  - {{auth: {{type: environment_variable, secret_name: V{number}, secret_value: {{from: 'sealed:a'}}, \
-                 networking: {{type: unrestricted}}}}, {line}}}\n"
+                 networking: {{type: limited, allowed_hosts: [x.example.com]}}}}, {line}}}\n"
             )
         })
         .collect();
-    assert_eq!(uses.lines().count(), 4);
+    assert_eq!(uses.lines().count(), 5);
     let mut files: Vec<String> =
         blocks.iter().filter(|block| block.starts_with("sources:")).map(|&block| block.to_owned()).collect();
     assert_eq!(files.len(), 2);

@@ -454,6 +454,13 @@ fn upgrade_of(parts: &Parts) -> Result<Option<HeaderValue>, Fault> {
             "the request offers more than one protocol to change to",
         ));
     }
+    if upgrade.to_str().is_err() {
+        // The policy is asked by name.
+        return Err(Fault::refused(
+            Reason::MalformedRequest,
+            "the protocol to change to is named by other than ASCII text",
+        ));
+    }
     if upgrade.as_bytes().eq_ignore_ascii_case(b"h2c") {
         let message =
             "refused: HTTP/2 by way of Upgrade (h2c) is not supported. Begin with HTTP/2, or stay with HTTP/1.1";

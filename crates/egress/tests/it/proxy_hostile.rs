@@ -91,6 +91,7 @@ async fn requests_with_two_readings_and_requests_that_no_rule_allows() {
         ),
         (with("GET /v1/", "Connection: upgrade\r\nUpgrade: websocket\r\n"), "403 upgrade_not_allowed"),
         (with("GET /v1/", "Connection: upgrade\r\nUpgrade: websocket, h2c\r\n"), "403 upgrade_not_allowed"),
+        (with("GET /v1/", "Connection: upgrade\r\nUpgrade: w\u{e9}bsocket\r\n"), "400 malformed_request"),
         (with("GET /v1/", "X-HTTP-Method-Override: DELETE\r\n"), "400 malformed_request"),
         (with("GET /v1/", "X-Original-URL: /admin\r\n"), "400 malformed_request"),
         // How it is written.

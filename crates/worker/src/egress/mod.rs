@@ -19,9 +19,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use palisade_api::Timestamp;
+use palisade_audit::ArchiveError;
 use palisade_checkpoint::{Durable, write_whole};
 use palisade_egress::broker::{Broker, BrokerError, Fetch, Mint};
 use palisade_egress::policy::{Policies, Policy, Subject};
@@ -203,6 +204,12 @@ impl Egress {
     /// The trail of what went out.
     pub fn trail(&self) -> &palisade_audit::Trail {
         &self.trail
+    }
+
+    /// Moves what is older than this out of the trail.
+    pub(crate) async fn archive(&self, older: Duration, to: &Path) -> Result<palisade_audit::Archived, ArchiveError> {
+        let before = (self.now)().checked_sub(older).unwrap_or(SystemTime::UNIX_EPOCH);
+        self.trail.archive(Timestamp::from(before), to).await
     }
 
     /// The credentials that there are.

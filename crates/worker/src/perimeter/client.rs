@@ -25,8 +25,8 @@ use super::gate;
 use crate::ssh::Issued;
 
 use super::wire::{
-    AllowedBody, AttachBody, CheckpointBody, ConnectBody, CredentialsBody, ExecBody, ReferenceBody, RestoreBody,
-    RevokedBody, SessionBody, SignalBody,
+    AllowedBody, ArchiveBody, ArchivedBody, AttachBody, CheckpointBody, ConnectBody, CredentialsBody, ExecBody,
+    ReferenceBody, RestoreBody, RevokedBody, SessionBody, SignalBody,
 };
 
 /// Why the worker did not do what it was asked.
@@ -172,6 +172,14 @@ impl Client {
     /// When the worker cannot be reached, or sends nothing out.
     pub async fn credentials(&self) -> Result<CredentialsBody, ClientError> {
         self.get("/perimeter/v1/credentials").await
+    }
+
+    /// Moves what is old out of the worker's audit trail.
+    ///
+    /// # Errors
+    /// When the worker cannot be reached, sends nothing out, or cannot write there.
+    pub async fn archive(&self, body: &ArchiveBody) -> Result<ArchivedBody, ClientError> {
+        serde_json::from_slice(&self.post_to("/perimeter/v1/trail/archive", Some(body)).await?).map_err(broken)
     }
 
     /// Takes a secret from all sessions, from the next request on.

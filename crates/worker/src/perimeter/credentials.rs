@@ -20,10 +20,10 @@ use crate::egress::Egress;
 /// How long the audit trail may take before a secret is revoked without it: the log has it in any case.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-fn egress(state: &State) -> Result<&Arc<Egress>, Refusal> {
+pub(super) fn egress(state: &State) -> Result<&Arc<Egress>, Refusal> {
     state.egress.as_ref().ok_or_else(|| {
-        let message =
-            "this worker lets nothing out and so has no credentials: start it with --egress and --credentials";
+        let message = "this worker lets nothing out, and so has neither credentials nor an audit trail of it: start it with \
+                       --egress and --credentials";
         Refusal::new(StatusCode::CONFLICT, message)
     })
 }

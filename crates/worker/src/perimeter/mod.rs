@@ -7,6 +7,7 @@
 //! Architecture invariant: what an operator does never keeps a sandbox alive or starts one unasked; it ends with the item
 //! that the sandbox belongs to. Every action is in the log under the target `audit` before it is done.
 
+mod archive;
 mod audit;
 mod body;
 mod checkpoints;
@@ -35,8 +36,9 @@ pub use client::{Client, ClientError, Stream};
 pub use frame::{Frame, Kind};
 pub(crate) use registry::Registry;
 pub use wire::{
-    AllowedBody, CheckpointBody, ConnectBody, CredentialBody, CredentialsBody, DownBody, ExecBody, ExitBody, LeaseBody,
-    Purpose, ReferenceBody, RestoreBody, RevokedBody, SessionBody, SignalBody, SourceBody, TerminalSize,
+    AllowedBody, ArchiveBody, ArchivedBody, CheckpointBody, ConnectBody, CredentialBody, CredentialsBody, DownBody,
+    ExecBody, ExitBody, LeaseBody, Purpose, ReferenceBody, RestoreBody, RevokedBody, SessionBody, SignalBody,
+    SourceBody, TerminalSize,
 };
 
 /// The socket's name in the state directory.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::gate::Peer;
 use super::registry::{Registry, Served};
 use super::wire::{SessionBody, SignalBody};
-use super::{audit, checkpoints, credentials, exec, files};
+use super::{archive, audit, checkpoints, credentials, exec, files};
 use crate::egress::Egress;
 use crate::pace::unix_now;
 use crate::ssh::{Authority, Issued};
@@ -47,6 +47,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/perimeter/v1/sessions/{session}/pause", post(checkpoints::pause))
         .route("/perimeter/v1/sessions/{session}/hibernate", post(checkpoints::hibernate))
         .route("/perimeter/v1/sessions/{session}/resume", post(checkpoints::resume))
+        .route("/perimeter/v1/trail/archive", post(archive::archive))
         .route("/perimeter/v1/credentials", get(credentials::status))
         .route("/perimeter/v1/credentials/revoke", post(credentials::revoke))
         .route("/perimeter/v1/credentials/allow", post(credentials::allow))

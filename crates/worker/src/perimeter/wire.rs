@@ -1,5 +1,7 @@
 //! The bodies of requests and responses.
 
+use std::path::PathBuf;
+
 use palisade_sandbox::{ExitStatus, Size, Usage};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,27 @@ impl SessionBody {
         self.processes = usage.processes;
         self
     }
+}
+
+/// Which part of the audit trail goes where.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArchiveBody {
+    /// Records that are younger stay.
+    pub older_than_seconds: u64,
+    /// The directory, as an absolute path.
+    pub to: PathBuf,
+}
+
+/// What was moved out of the audit trail.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ArchivedBody {
+    /// Segments.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The last record in them; none when nothing was old enough.
+    pub through: Option<u64>,
 }
 
 /// The credentials of a worker, and how the sources of their values fare.

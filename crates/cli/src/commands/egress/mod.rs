@@ -1,5 +1,6 @@
 //! `palisade egress`: what may leave sandboxes, and what has left.
 
+mod archive;
 mod check;
 mod tail;
 mod test;
@@ -14,6 +15,7 @@ use palisade_egress::policy::Policies;
 use palisade_vault::{Surroundings, SystemClock};
 use palisade_worker::{Credentials, IdentityConfig};
 
+use crate::cli::block_on;
 use crate::output::{Context as _, Failure, Outcome, Output};
 
 /// Look at what may leave sandboxes, and at what has left.
@@ -25,6 +27,8 @@ pub(crate) enum EgressCommand {
     Tail(tail::TailArgs),
     /// Check that nothing in the audit trail was changed, removed or added.
     Verify(tail::VerifyArgs),
+    /// Move what is old out of the audit trail, which goes on.
+    Archive(archive::ArchiveArgs),
     /// Try to get past the egress service of this machine, and say what holds.
     Test(test::TestArgs),
     /// What sandboxes of the test run.
@@ -37,6 +41,7 @@ pub(crate) fn run(command: &EgressCommand, out: Output) -> Outcome {
         EgressCommand::Check(args) => check::run(args, out),
         EgressCommand::Tail(args) => tail::run(args, out),
         EgressCommand::Verify(args) => tail::verify(args, out),
+        EgressCommand::Archive(args) => block_on(archive::run(args, out))?,
         EgressCommand::Test(args) => test::run(args, out),
         EgressCommand::Attempt(args) => test::attempt(args),
     }

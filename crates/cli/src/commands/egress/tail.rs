@@ -55,6 +55,9 @@ pub(crate) struct TailArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Exit code 1 when it does not verify.")]
 pub(crate) struct VerifyArgs {
+    /// Together with what `archive` has moved there.
+    #[arg(long, value_name = "DIR")]
+    archive: Option<PathBuf>,
     #[command(flatten)]
     trail: TrailDir,
 }
@@ -139,10 +142,15 @@ fn tell(record: &Record, refused: bool, begun: &mut HashMap<u64, Value>, out: Ou
 
 pub(super) fn verify(args: &VerifyArgs, out: Output) -> Outcome {
     let path = args.trail.path()?;
-    let report = palisade_audit::verify(&path).context("the audit trail cannot be read")?;
+    let report = match &args.archive {
+        None => palisade_audit::verify(&path),
+        Some(archive) => palisade_audit::verify_archived(&path, archive),
+    };
+    let report = report.context("the audit trail cannot be read")?;
+    let first = report.first.as_ref().map(|first| first.seq);
     let last = report.last.as_ref().map(|last| json!({"seq": last.seq, "time": last.time, "hash": last.hash}));
     let value = json!({
-        "type": "trail", "intact": report.intact(), "records": report.records, "segments": report.segments, "last": last,
+        "type": "trail", "intact": report.intact(), "records": report.records, "segments": report.segments, "first": first, "last": last,
         "broken": report.broken.as_ref().map(ToString::to_string),
     });
     if let Some(broken) = &report.broken {
@@ -154,6 +162,10 @@ pub(super) fn verify(args: &VerifyArgs, out: Output) -> Outcome {
             .fix("keep the directory as it is: what comes before that place is proved, what follows it is not"));
     }
     let end = report.last.as_ref().map_or_else(String::new, |last| format!(", the last with hash {}", last.hash));
-    out.either(&value, format!("{} records in {} segments verify{end}", report.records, report.segments));
+    let begin = match first {
+        Some(first) if first > 1 => format!(", from record {first} on: what came before was archived"),
+        _ => String::new(),
+    };
+    out.either(&value, format!("{} records in {} segments verify{begin}{end}", report.records, report.segments));
     Ok(ExitCode::SUCCESS)
 }

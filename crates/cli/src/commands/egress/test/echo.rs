@@ -158,7 +158,7 @@ pub(super) async fn answer(request: Request<Incoming>, at: &'static str, records
         }
         "bomb" => {
             header(&mut response, "content-encoding", "gzip");
-            let zeros = vec![b'0'; 64 << 20];
+            let zeros = vec![b'0'; 16 << 20];
             *response.body_mut() = full(gzip(&[&zeros, line.as_bytes()].concat()));
         }
         "chunks" => {

@@ -60,7 +60,7 @@ pub(super) fn attempts() -> Vec<Attempt> {
     );
     all.push(echo("gzip-twice", "the same in gzip within gzip").refused(Layer::Answers, &["unscannable_answer"]));
     all.push(
-        echo("bomb", "the same behind 64 MiB of zeros that take 64 KiB")
+        echo("bomb", "the same behind 16 MiB of zeros that take 16 KiB")
             .refused(Layer::Answers, &["unscannable_answer"]),
     );
     for (name, tries, way) in
