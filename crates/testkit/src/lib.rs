@@ -3,3 +3,4 @@
 pub mod control_plane;
 pub mod messages_server;
 pub mod secrets;
+pub mod storage;

@@ -1,10 +1,10 @@
 //! Storage that refuses: callers are told, nothing is kept by halves, and it goes on when there is room.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use palisade_audit::{AppendError, Filter, Head, Seen, Trail, verify};
+use palisade_testkit::storage;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
@@ -60,14 +60,10 @@ async fn refuses_and_goes_on(dir: &Path, expected: impl Fn(&AppendError) -> bool
     assert_eq!(kept[1..], [vec!["outcome"; 10], vec!["x"]].concat());
 }
 
-/// Names the small file system to a child that runs inside it.
-const SMALL_DISK: &str = "PALISADE_AUDIT_SMALL_DISK";
-
 /// The other half of the test below, in a mount namespace with a file system of 1 MiB. Elsewhere there is nothing to fill.
 #[tokio::test]
 async fn process_on_a_small_disk() {
-    let Some(disk) = std::env::var_os(SMALL_DISK) else { return };
-    let disk = Path::new(&disk);
+    let Some(disk) = storage::place() else { return };
     let ballast = disk.join("ballast");
     std::fs::write(&ballast, vec![1; 512 * 1024]).unwrap();
     refuses_and_goes_on(
@@ -83,28 +79,14 @@ async fn process_on_a_small_disk() {
 
 #[test]
 fn a_full_disk() {
-    let disk = tempfile::tempdir().unwrap();
-    let script = r#"mount -t tmpfs -o size=1m,mode=700 none "$PALISADE_AUDIT_SMALL_DISK" &&
-        exec "$0" --exact full::process_on_a_small_disk --nocapture"#;
-    // A mount namespace of its own needs root, or a user namespace that has one.
-    let namespaces = if rustix::process::geteuid().is_root() { "-m" } else { "-Urm" };
-    let child = Command::new("unshare")
-        .args([namespaces, "sh", "-c", script])
-        .arg(std::env::current_exe().unwrap())
-        .env(SMALL_DISK, disk.path())
-        .output()
-        .expect("unshare (util-linux) makes the small disk of this test");
-    let (out, err) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
-    assert!(child.status.success() && out.contains("went on"), "{out}\n{err}");
+    let said = storage::on_a_small_disk("full::process_on_a_small_disk", 1);
+    assert!(said.contains("went on"), "{said}");
 }
-
-/// Tells a child in which directory its files may not grow.
-const SHORT_FILES: &str = "PALISADE_AUDIT_SHORT_FILES";
 
 /// The other half of the test below: sets the limit for itself, then takes it away. The write that meets the limit is done in part.
 #[tokio::test]
 async fn process_with_short_files() {
-    let Some(dir) = std::env::var_os(SHORT_FILES) else { return };
+    let Some(dir) = storage::place() else { return };
     let before = getrlimit(Resource::Fsize);
     setrlimit(Resource::Fsize, Rlimit { current: Some(30_000), ..before }).unwrap();
     let expected = |why: &AppendError| matches!(why, AppendError::Storage { step: "write", .. });
@@ -114,14 +96,6 @@ async fn process_with_short_files() {
 
 #[test]
 fn a_failing_write() {
-    let dir = tempfile::tempdir().unwrap();
-    // A process that ignores SIGXFSZ gets an error from a write beyond the limit.
-    let child = Command::new("sh")
-        .args(["-c", r#"trap '' XFSZ; exec "$0" --exact full::process_with_short_files --nocapture"#])
-        .arg(std::env::current_exe().unwrap())
-        .env(SHORT_FILES, dir.path())
-        .output()
-        .unwrap();
-    let (out, err) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
-    assert!(child.status.success() && out.contains("went on"), "{out}\n{err}");
+    let said = storage::with_short_files("full::process_with_short_files");
+    assert!(said.contains("went on"), "{said}");
 }

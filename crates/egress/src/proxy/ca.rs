@@ -143,7 +143,7 @@ impl Ca {
         base.session_storage = ServerSessionMemoryCache::new(MAX_RESUMED);
         base.send_tls13_tickets = 1;
         Ok(Ca {
-            pem: pem(certificate.der()),
+            pem: certificate_pem(certificate.der()),
             issuer: Issuer::new(params, issuer_key),
             key,
             signing,
@@ -240,7 +240,8 @@ fn name_constraints(constraints: &Constraints) -> Option<NameConstraints> {
     Some(NameConstraints { permitted_subtrees: permitted, excluded_subtrees: excluded })
 }
 
-fn pem(der: &[u8]) -> String {
+/// A certificate as text (RFC 7468).
+pub fn certificate_pem(der: &[u8]) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let mut pem = String::with_capacity(text.len() + text.len() / 64 + 60);
     pem.push_str("-----BEGIN CERTIFICATE-----\n");

@@ -50,7 +50,7 @@ use rustls::client::{VerifierBuilderError, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use tokio::net::TcpStream;
 
-pub use ca::CaError;
+pub use ca::{CaError, certificate_pem};
 
 pub use evidence::{Counters, Record};
 pub use lookup::{Resolver, SystemResolver};

@@ -1,10 +1,10 @@
 //! A disk without room: writes are refused and say so, reads go on, nothing acknowledged is lost.
 
 use std::path::Path;
-use std::process::Command;
 
 use palisade_core::batch::{Batch, Kind, LogEntry, Mutation};
 use palisade_store::{CommitError, EventQuery, Options, Sqlite, Store, StoreError};
+use palisade_testkit::storage;
 
 use crate::fixture::{append, entry, key, put, record, session};
 
@@ -73,14 +73,10 @@ async fn a_quota_refuses_writes_and_keeps_the_rest() {
     assert!(fill(&store, 4000).await.0 > further);
 }
 
-/// Names the small file system to a child that runs inside it.
-const SMALL_DISK: &str = "PALISADE_STORE_SMALL_DISK";
-
 /// The other half of the test below, in a mount namespace with a file system of 2 MiB. Elsewhere there is nothing to fill.
 #[tokio::test]
 async fn process_on_a_small_disk() {
-    let Some(disk) = std::env::var_os(SMALL_DISK) else { return };
-    let disk = Path::new(&disk);
+    let Some(disk) = storage::place() else { return };
     let (database, ballast) = (disk.join("palisade.db"), disk.join("ballast"));
     std::fs::write(&ballast, vec![1; 512 * 1024]).unwrap();
     let store = Sqlite::open(&database).unwrap();
@@ -109,29 +105,15 @@ async fn process_on_a_small_disk() {
 
 #[test]
 fn a_full_disk_refuses_writes_and_keeps_the_rest() {
-    let disk = tempfile::tempdir().unwrap();
-    let script = r#"mount -t tmpfs -o size=2m,mode=700 none "$PALISADE_STORE_SMALL_DISK" &&
-        exec "$0" --exact full::process_on_a_small_disk --nocapture"#;
-    // A mount namespace of its own needs root, or a user namespace that has one.
-    let namespaces = if rustix::process::geteuid().is_root() { "-m" } else { "-Urm" };
-    let child = Command::new("unshare")
-        .args([namespaces, "sh", "-c", script])
-        .arg(std::env::current_exe().unwrap())
-        .env(SMALL_DISK, disk.path())
-        .output()
-        .expect("unshare (util-linux) makes the small disk of this test");
-    let (out, err) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
-    assert!(child.status.success() && out.contains("filled twice"), "{out}\n{err}");
+    let said = storage::on_a_small_disk("full::process_on_a_small_disk", 2);
+    assert!(said.contains("filled twice"), "{said}");
 }
-
-/// Tells a child in which directory its files may not grow.
-const SHORT_FILES: &str = "PALISADE_STORE_SHORT_FILES";
 
 /// The other half of the test below: sets the limit for itself, then takes it away.
 #[tokio::test]
 async fn process_with_short_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Some(directory) = std::env::var_os(SHORT_FILES) else { return };
+    let Some(directory) = storage::place() else { return };
     let database = Path::new(&directory).join("palisade.db");
     let store = Sqlite::open(&database).unwrap();
     let before = getrlimit(Resource::Fsize);
@@ -150,14 +132,6 @@ async fn process_with_short_files() {
 
 #[test]
 fn a_failing_write_is_told_and_keeps_the_rest() {
-    let directory = tempfile::tempdir().unwrap();
-    // A process that ignores SIGXFSZ gets an error from a write beyond the limit.
-    let child = Command::new("sh")
-        .args(["-c", r#"trap '' XFSZ; exec "$0" --exact full::process_with_short_files --nocapture"#])
-        .arg(std::env::current_exe().unwrap())
-        .env(SHORT_FILES, directory.path())
-        .output()
-        .unwrap();
-    let (out, err) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
-    assert!(child.status.success() && out.contains("wrote on"), "{out}\n{err}");
+    let said = storage::with_short_files("full::process_with_short_files");
+    assert!(said.contains("wrote on"), "{said}");
 }

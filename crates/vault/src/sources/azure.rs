@@ -6,13 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use palisade_api::Secret;
-use reqwest::header::{AUTHORIZATION, HeaderValue};
+use reqwest::header::HeaderValue;
 use serde::Deserialize;
 
 use super::bearer::{Bearer, Granted};
 use crate::clock::{Clock, rfc3339};
 use crate::error::FetchError;
-use crate::http::{Call, Client, encode, form, secret_header};
+use crate::http::{Call, Client, encode, form};
 use crate::source::{Content, Document, Source};
 use crate::surroundings::{Origin, Surroundings};
 
@@ -225,19 +225,7 @@ impl Source for Azure {
         }
         url.push_str("?api-version=");
         url.push_str(VERSION);
-        let answer = self
-            .bearer
-            .call(
-                &self.client,
-                &*self.clock,
-                || self.log_in(),
-                |token| {
-                    let mut call = Call::get(url.clone());
-                    call.headers.insert(AUTHORIZATION, secret_header("Bearer ", token)?);
-                    Some(call)
-                },
-            )
-            .await?;
+        let answer = self.bearer.get(&self.client, &*self.clock, || self.log_in(), &url).await?;
         match answer.status {
             200 => {
                 let value: Value = self.client.parse(&answer.body)?;

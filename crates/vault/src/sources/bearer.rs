@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use palisade_api::Secret;
+use reqwest::header::AUTHORIZATION;
 use tokio::sync::Mutex;
 
 use crate::clock::Clock;
 use crate::error::FetchError;
-use crate::http::{Answer, Call, Client};
+use crate::http::{Answer, Call, Client, secret_header};
 
 /// A token this near its end is not used any more.
 const MARGIN: Duration = Duration::from_secs(60);
@@ -39,6 +40,22 @@ impl std::fmt::Debug for Kept {
 }
 
 impl Bearer {
+    /// Asks for `url` with the token, as OAuth has it (RFC 6750).
+    pub(super) async fn get<F: Future<Output = Result<Granted, FetchError>>>(
+        &self,
+        client: &Client,
+        clock: &dyn Clock,
+        log_in: impl Fn() -> F,
+        url: &str,
+    ) -> Result<Answer, FetchError> {
+        let call = |token: &Secret| {
+            let mut call = Call::get(url.to_owned());
+            call.headers.insert(AUTHORIZATION, secret_header("Bearer ", token)?);
+            Some(call)
+        };
+        self.call(client, clock, log_in, call).await
+    }
+
     /// Makes a call with the token; if the token is refused, once more with a new one.
     pub(super) async fn call<F: Future<Output = Result<Granted, FetchError>>>(
         &self,

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use palisade_api::Secret;
-use reqwest::header::{AUTHORIZATION, HeaderValue};
+use reqwest::header::HeaderValue;
 use ring::rand::SystemRandom;
 use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 use serde::Deserialize;
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::bearer::{Bearer, Granted};
 use crate::clock::{Clock, unix_seconds};
 use crate::error::FetchError;
-use crate::http::{Call, Client, address, encode, form, secret_header};
+use crate::http::{Call, Client, address, encode, form};
 use crate::source::{Content, Document, Source};
 use crate::surroundings::{Origin, Surroundings};
 
@@ -208,19 +208,7 @@ impl Source for Google {
             self.config.address.as_deref().unwrap_or("https://secretmanager.googleapis.com").trim_end_matches('/');
         let (project, id, number) = (encode(&self.config.project), encode(secret), encode(version));
         let url = format!("{base}/v1/projects/{project}/secrets/{id}/versions/{number}:access");
-        let answer = self
-            .bearer
-            .call(
-                &self.client,
-                &*self.clock,
-                || self.log_in(),
-                |token| {
-                    let mut call = Call::get(url.clone());
-                    call.headers.insert(AUTHORIZATION, secret_header("Bearer ", token)?);
-                    Some(call)
-                },
-            )
-            .await?;
+        let answer = self.bearer.get(&self.client, &*self.clock, || self.log_in(), &url).await?;
         match answer.status {
             200 => {}
             400 => {

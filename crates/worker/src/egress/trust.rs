@@ -4,8 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use palisade_egress::proxy::certificate_pem;
 use palisade_sandbox::{Given, PROXY};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -78,10 +77,10 @@ impl Trust {
         }
         let (mut pem, mut extra) = (String::new(), String::new());
         for certificate in &authorities {
-            write_pem(&mut pem, certificate);
+            pem.push_str(&certificate_pem(certificate));
         }
         for certificate in &authorities[system..] {
-            write_pem(&mut extra, certificate);
+            extra.push_str(&certificate_pem(certificate));
         }
         Ok(Trust { authorities, pem, extra })
     }
@@ -133,19 +132,6 @@ pub(super) fn environment() -> Vec<(String, String)> {
         variables.push((name, "localhost,127.0.0.1,::1".to_owned()));
     }
     variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-fn write_pem(to: &mut String, certificate: &CertificateDer<'_>) {
-    to.push_str("-----BEGIN CERTIFICATE-----\n");
-    let text = STANDARD.encode(certificate);
-    let mut rest = text.as_str();
-    while !rest.is_empty() {
-        let (line, after) = rest.split_at(rest.len().min(64));
-        to.push_str(line);
-        to.push('\n');
-        rest = after;
-    }
-    to.push_str("-----END CERTIFICATE-----\n");
 }
 
 /// A store of trusted certificates as Java reads it (the format JKS, which needs no password to be read).

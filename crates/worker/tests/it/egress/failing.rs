@@ -1,11 +1,10 @@
 //! What must answer and does not: the call that needs it stops, and says so.
 
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use palisade_testkit::secrets::{Fake, FakeHashicorp};
+use palisade_testkit::storage;
 use serde_json::json;
 
 use super::world::{CANARY, World, credential, has, policy, rule};
@@ -56,14 +55,10 @@ async fn calls_that_need_a_vault_that_is_down_stop_and_others_go_on() {
     working.end().await;
 }
 
-/// Tells a child on which small disk its trail is.
-const SMALL_DISK: &str = "PALISADE_EGRESS_SMALL_DISK";
-
 /// The other half of the test below, in a mount namespace of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn process_with_its_trail_on_a_small_disk() {
-    let Some(disk) = std::env::var_os(SMALL_DISK) else { return };
-    let disk = Path::new(&disk);
+    let Some(disk) = storage::place() else { return };
     let mut world = World::new().await;
     world.keep_trail_at(&disk.join("audit"));
     let nginx = world.nginx(&["read.test", "pass.test"]);
@@ -107,17 +102,6 @@ fn a_trail_on_a_full_disk_stops_traffic() {
     if !has(&["nginx", "curl", "unshare"]) {
         return;
     }
-    let disk = tempfile::tempdir().unwrap();
-    let script = r#"mount -t tmpfs -o size=1m,mode=700 none "$PALISADE_EGRESS_SMALL_DISK" &&
-        exec "$0" --exact egress::failing::process_with_its_trail_on_a_small_disk --nocapture"#;
-    // A mount namespace of its own needs root, or a user namespace that has one.
-    let namespaces = if rustix::process::geteuid().is_root() { "-m" } else { "-Urm" };
-    let child = Command::new("unshare")
-        .args([namespaces, "sh", "-c", script])
-        .arg(std::env::current_exe().unwrap())
-        .env(SMALL_DISK, disk.path())
-        .output()
-        .expect("unshare (util-linux) makes the small disk of this test");
-    let (out, err) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
-    assert!(child.status.success() && out.contains("went on"), "{out}\n{err}");
+    let said = storage::on_a_small_disk("egress::failing::process_with_its_trail_on_a_small_disk", 1);
+    assert!(said.contains("went on"), "{said}");
 }
