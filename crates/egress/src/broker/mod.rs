@@ -93,14 +93,17 @@ impl Broker {
         self.table.environment()
     }
 
-    /// Whether a credential may be put in there, so that the connection must be intercepted.
+    /// Whether a credential, or a token that it is exchanged for, may be put in there, so that the connection must be intercepted.
     pub fn names(&self, authority: &Authority) -> bool {
-        self.table.credentials().iter().any(|credential| credential.hosts.matches(authority))
+        self.hosts().any(|hosts| hosts.matches(authority))
     }
 
-    /// Where its credentials may go.
+    /// Where its credentials may go, and the tokens that they are exchanged for.
     pub(crate) fn hosts(&self) -> impl Iterator<Item = &Hosts> {
-        self.table.credentials().iter().map(|credential| &credential.hosts)
+        self.table.credentials().iter().flat_map(|credential| {
+            let exchanged = credential.exchange.as_ref().and_then(|exchange| exchange.hosts.as_ref());
+            std::iter::once(&credential.hosts).chain(exchanged)
+        })
     }
 
     /// What takes values out of a stream. Values that are put in later are known to it, too.

@@ -4,6 +4,7 @@
 
 mod agent;
 mod clients;
+mod exchange;
 mod failing;
 mod git;
 mod packages;
