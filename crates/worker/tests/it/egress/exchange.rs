@@ -13,7 +13,7 @@ use ring::signature::{RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey}
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use super::world::{CANARY, World, has, policy, rule};
+use super::world::{CANARY, World, credential, has, policy, rule};
 
 /// An API for apps: gives a token for a good assertion, and takes that for its repositories.
 struct App {
@@ -162,5 +162,50 @@ async fn tokens_that_are_exchanged_stay_outside() {
     world
         .recorded("an alert", |record| record["alert"] == true && record["to"] == format!("other.test:{}", api.port))
         .await;
+    working.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_is_known_by_its_own_authority() {
+    if !has(&["curl"]) {
+        return;
+    }
+    let mut world = World::new().await;
+    // The version 2 of its engine for keys and values: enough of it for one secret.
+    let vault = Router::new().fallback(async |uri: Uri, headers: HeaderMap| {
+        assert_eq!(headers["x-vault-token"], "hvs.root");
+        let data = match uri.path() {
+            "/v1/auth/token/lookup-self" => json!({"ttl": 0, "renewable": false}),
+            "/v1/secret/data/one" => {
+                json!({"data": {"token": format!("{CANARY}-from-the-vault")}, "metadata": {"version": 1}})
+            }
+            other => panic!("{other}"),
+        };
+        json!({"data": data}).to_string()
+    });
+    let vault = world.upstream(&["localhost"], vault).await;
+    let seen = Told::default();
+    let api = world.upstream(&["api.test"], Router::new().fallback(told).with_state(seen.clone())).await;
+    world.variable("HVS", "hvs.root");
+    let known = world.own.path().join("upstream.pem").display().to_string();
+    let source = |ca: &str| {
+        let at = format!("address: 'https://localhost:{}', mounts: {{secret: kv}}{ca}", vault.port);
+        format!("{{{at}, auth: {{method: token, token: 'env:HVS'}}}}")
+    };
+    let (known, unknown) = (source(&format!(", ca_file: {known}")), source(""));
+    world.source(&format!("vault: {{known: {known}, unknown: {unknown}}}"));
+    let credentials = credential("GOOD", "vault:known/secret/one#token", "api.test")
+        + &credential("BAD", "vault:unknown/secret/one#token", "api.test");
+    let (working, session) = world.begin(&policy(&[rule("api", "api.test", api.port, "")]), &credentials);
+    let ask = |variable: &str| {
+        format!(
+            "curl -sS -w '\\n%{{http_code}}' -H \"Authorization: Bearer ${variable}\" https://api.test:{}/",
+            api.port
+        )
+    };
+    assert_eq!(world.run(&session, &ask("GOOD")).await, "fine\n200");
+    let shown = world.run(&session, &ask("BAD")).await;
+    assert!(shown.contains("credential_unavailable") && shown.ends_with("503"), "{shown}");
+    assert_eq!(*seen.lock().unwrap(), [format!("{CANARY}-from-the-vault")]);
     working.end().await;
 }
