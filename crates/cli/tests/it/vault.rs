@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use palisade_testkit::secrets::{Fake, FakeHashicorp};
 use serde_json::{Value, json};
 
-use crate::rig::{Rig, mode};
+use crate::rig::{Rig, mode, signal};
 
 /// Every secret of the tests holds this.
 const CANARY: &str = "CANARY";
@@ -349,6 +349,32 @@ fn what_is_rotated_revoked_and_allowed_bites_on_the_next_request() {
     assert!(error["why"].as_str().unwrap().contains("no worker answers"), "{error}");
     assert!(log.contains("credential revoke") && log.contains("sealed:github") && !log.contains(CANARY), "{log}");
     rig.text(&["egress", "verify"]);
+    scan(&rig.path("state"));
+}
+
+#[test]
+fn a_worker_that_is_aborted_leaves_no_core() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let rig = Rig::new();
+    let core = getrlimit(Resource::Core);
+    setrlimit(Resource::Core, Rlimit { current: core.maximum, ..core }).unwrap();
+    let left = || {
+        let files = std::fs::read_dir(rig.path(".")).unwrap().map(|entry| entry.unwrap().file_name());
+        files.filter(|name| name.to_string_lossy().starts_with("core")).count()
+    };
+    // Where other programs leave one, so that it would be seen.
+    let mut other = std::process::Command::new("sh");
+    other.args(["-c", "kill -ABRT $$"]).current_dir(rig.path(".")).status().unwrap();
+    let before = left();
+    rig.text(&["vault", "init"]);
+    assert!(fed(&rig, &["vault", "add", "github"], "CANARY-one").status.success());
+    std::fs::write(rig.path("policy.yaml"), "default: {rules: [{name: a, host: a.example}]}\n").unwrap();
+    let file = credentials(&rig, &sealed(&rig), &[("GITHUB_TOKEN", "sealed:github")]);
+    let up = rig.start(&["up", "--egress", "policy.yaml", "--credentials", &file]);
+    rig.text(&["run", "--model", "scripted", "work"]);
+    signal(up.pid(), "ABRT");
+    let (well, _, _) = up.end();
+    assert!(!well && left() == before);
     scan(&rig.path("state"));
 }
 
