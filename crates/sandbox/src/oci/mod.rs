@@ -7,6 +7,7 @@
 
 mod bundle;
 mod config;
+mod counts;
 mod runtime;
 mod seccomp;
 
@@ -102,7 +103,7 @@ impl Oci {
         let (mut container, stdin, stdout) = made.map_err(|_| Error::Ended)??;
         let mut reader: Source = Box::new(ChildStdout::from_std(stdout).map_err(Error::Socket)?);
         let mut writer: Sink = Box::new(ChildStdin::from_std(stdin).map_err(Error::Socket)?);
-        let up = match handshake::greet(&mut reader, &mut writer, &frames).await {
+        let mut up = match handshake::greet(&mut reader, &mut writer, &frames).await {
             Ok(up) => up,
             Err(why) => {
                 drop((reader, writer));
@@ -112,6 +113,13 @@ impl Oci {
             }
         };
         container.adopt().await?;
+        if let (Some((pid, _)), true) = (&container.first, self.runtime.kind != Kind::Gvisor) {
+            let pid = *pid;
+            let limited = tokio::task::spawn_blocking(move || counts::limit(pid)).await.map_err(|_| Error::Ended)?;
+            if let Err(why) = limited {
+                up.notes.push(format!("inotify instances are those of all sandboxes together: {why}"));
+            }
+        }
         let network = match &container.first {
             // Nothing but the cell runs in there yet, and it does nothing unasked.
             &Some((pid, _)) if egress => {

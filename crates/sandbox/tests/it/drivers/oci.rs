@@ -199,6 +199,22 @@ macro_rules! runtime {
     };
 }
 
-runtime!(runc, "runc", super::WALLS, limits_hold, the_cell_cannot_be_killed, a_terminal_has_jobs);
-runtime!(crun, "crun", super::WALLS, limits_hold, the_cell_cannot_be_killed, a_terminal_has_jobs);
+runtime!(
+    runc,
+    "runc",
+    super::WALLS,
+    limits_hold,
+    the_cell_cannot_be_killed,
+    a_terminal_has_jobs,
+    no_sandbox_takes_all_inotify_instances
+);
+runtime!(
+    crun,
+    "crun",
+    super::WALLS,
+    limits_hold,
+    the_cell_cannot_be_killed,
+    a_terminal_has_jobs,
+    no_sandbox_takes_all_inotify_instances
+);
 runtime!(gvisor, "runsc", super::GVISOR, a_bomb_ends_the_sandbox_at_most);

@@ -529,6 +529,13 @@ pub(crate) async fn dies_with_its_worker<D>(
     until("nothing is left of the worker's", || left(pid).is_empty()).await;
 }
 
+pub(crate) async fn no_sandbox_takes_all_inotify_instances(subject: Subject) {
+    let place = subject.place().await;
+    let take = format!("$n++ while $n < 1000 && syscall({}, 0) >= 0; print $n + 0", libc::SYS_inotify_init1);
+    // The kernel counts them for root too, whose 128 are everybody's.
+    assert_eq!(place.run(&["/bin/perl", "-e", &take]).await.1, "32");
+}
+
 /// For what imitates a kernel its own threads count too, and a bomb may end it; the host is as safe as ever.
 pub(crate) async fn a_bomb_ends_the_sandbox_at_most(subject: Subject) {
     let place = subject.place_with(|spec| spec.limits.pids = Some(128)).await;
