@@ -52,6 +52,11 @@ impl Scene {
         Ok(Scene { driver, rootfs, host, home, slowest: None, sandboxes: 0 })
     }
 
+    /// Whether the driver has workspaces of layers.
+    pub(super) fn has_layers(&self) -> bool {
+        self.driver.capabilities().snapshot
+    }
+
     /// A sandbox with a workspace of its own; `change` makes its spec different.
     pub(super) async fn sandbox(&mut self, change: impl FnOnce(&mut Spec)) -> Result<Sandbox, Verdict> {
         self.sandboxes += 1;

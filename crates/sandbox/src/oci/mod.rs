@@ -7,7 +7,6 @@
 
 mod bundle;
 mod config;
-mod counts;
 mod runtime;
 mod seccomp;
 
@@ -31,9 +30,11 @@ use crate::lead;
 use crate::native::{self, Cgroups, Identity};
 use crate::sandbox::{Body, Sink, Source};
 use crate::scratch::{self, Scratch};
+use crate::within;
 use crate::{Capabilities, Driver, Error, Facility, Limits, Report, Sandbox, Spec, Status, Usage};
 
 pub(crate) use bundle::CELL;
+pub(crate) use config::{MASKED, READ_ONLY};
 pub(crate) use seccomp::profile;
 
 /// How containers are made.
@@ -115,7 +116,8 @@ impl Oci {
         container.adopt().await?;
         if let (Some((pid, _)), true) = (&container.first, self.runtime.kind != Kind::Gvisor) {
             let pid = *pid;
-            let limited = tokio::task::spawn_blocking(move || counts::limit(pid)).await.map_err(|_| Error::Ended)?;
+            let limited =
+                tokio::task::spawn_blocking(move || within::limit_counts(pid)).await.map_err(|_| Error::Ended)?;
             if let Err(why) = limited {
                 up.notes.push(format!("inotify instances are those of all sandboxes together: {why}"));
             }

@@ -206,7 +206,9 @@ runtime!(
     limits_hold,
     the_cell_cannot_be_killed,
     a_terminal_has_jobs,
-    no_sandbox_takes_all_inotify_instances
+    what_is_counted_for_users_is_limited,
+    names_in_memory_are_limited,
+    the_machine_tells_little_about_itself
 );
 runtime!(
     crun,
@@ -215,6 +217,8 @@ runtime!(
     limits_hold,
     the_cell_cannot_be_killed,
     a_terminal_has_jobs,
-    no_sandbox_takes_all_inotify_instances
+    what_is_counted_for_users_is_limited,
+    names_in_memory_are_limited,
+    the_machine_tells_little_about_itself
 );
 runtime!(gvisor, "runsc", super::GVISOR, a_bomb_ends_the_sandbox_at_most);
