@@ -25,6 +25,7 @@ use tokio::process::{ChildStdin, ChildStdout};
 
 use self::bundle::Bundle;
 use self::runtime::{Kind, Runtime};
+use crate::disk::Disks;
 use crate::handshake::{self, Up};
 use crate::lead;
 use crate::native::{self, Cgroups, Identity};
@@ -89,6 +90,7 @@ impl Oci {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let began = Instant::now();
         native::check(&spec)?;
+        let disks = Disks::of(&spec).await?;
         if self.runtime.kind == Kind::Gvisor && spec.egress {
             let why = "gVisor has a network of its own, which cannot be led to the egress service; use runc or crun, or no egress";
             return Err(Error::Spec(why.to_owned()));
@@ -135,9 +137,10 @@ impl Oci {
             return Err(Error::Hardening { field, wanted: "a system-call profile".to_owned(), found });
         }
         let mut report = self.report(&limits, &container, up)?;
+        report.facilities.insert(Facility::DiskLimit, disks.status.clone());
         report.startup = began.elapsed();
         report.demand(&require, self.name())?;
-        Ok(Sandbox::new(Box::new(container), reader, writer, report).leading_to(network))
+        Ok(Sandbox::new(disks.around(Box::new(container)), reader, writer, report).leading_to(network))
     }
 
     fn report(&self, limits: &Limits, container: &Container, up: Up) -> Result<Report, Error> {
@@ -149,7 +152,6 @@ impl Oci {
         };
         let by = if gvisor { "an application kernel of its own" } else { "user, mount, pid, net, ipc, uts, cgroup" };
         say(Facility::Namespaces, Status::Enforced(format!("{by}, by {name}")));
-        say(Facility::DiskLimit, limits.without_disk("oci"));
         say(Facility::Capabilities, Status::Enforced("none in any set, no_new_privs".to_owned()));
         say(
             Facility::Seccomp,

@@ -1,8 +1,9 @@
 //! Invocations of the runtime's program.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -111,11 +112,13 @@ impl Runtime {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
         let doors = if self.waits_inside() { cgroups.doors()? } else { Vec::new() };
         let outer = std::mem::take(&mut bundle.outer);
+        let places = crate::disk::sized_places();
+        let disks: Vec<_> = places.iter().filter_map(|at| CString::new(at.as_os_str().as_bytes()).ok()).collect();
         let enter = move || {
             for door in &doors {
                 rustix::io::write(door, b"0")?;
             }
-            outside(&outer)
+            outside(&outer, &disks)
         };
         // SAFETY: system calls on what was prepared before; nothing is allocated and no lock is taken.
         unsafe { command.pre_exec(enter) };
@@ -178,9 +181,15 @@ fn hybrid() -> bool {
     })
 }
 
-/// Makes the mounts that nobody else is to see, in a mount namespace of the caller's own.
-fn outside(mounts: &[Outer]) -> io::Result<()> {
+/// Makes the mounts that nobody else is to see, in a mount namespace of the caller's own. What it needs of sessions' disks it has
+/// mounts of; those that everybody sees go when they are closed, and not only with this container.
+fn outside(mounts: &[Outer], disks: &[CString]) -> io::Result<()> {
     private()?;
+    for disk in disks {
+        // One that is gone already is what is wanted.
+        // SAFETY: the path is a C string.
+        unsafe { libc::umount2(disk.as_ptr(), libc::MNT_DETACH) };
+    }
     for mount in mounts {
         match mount {
             Outer::Attach { tree, target } => {

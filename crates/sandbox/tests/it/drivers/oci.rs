@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use palisade_sandbox::{Driver, Facility, Oci, OciOptions, Rootfs, Spec, Workspace};
+use palisade_sandbox::{Driver, Facility, Oci, OciOptions, Rootfs, Spec, Status, Workspace};
 
 use super::suite::{self, Subject};
 use super::{has, is_root, root};
@@ -145,6 +145,42 @@ async fn layers_are_what_they_are_elsewhere() {
         assert_eq!(fs::read_to_string(at("upper/upper/deep/more")).unwrap(), "new\n");
         assert!(!at("lower/deep/more").exists());
         assert_eq!((subject.left)(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn what_a_session_keeps_is_limited() {
+    for runtime in ["runc", "crun", "runsc"] {
+        let Some(subject) = subject(runtime, WALLS) else { continue };
+        let home = tempfile::tempdir().unwrap();
+        let at = |name: &str| home.path().join(name);
+        for name in ["base", "layer"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        let limit = |spec: &mut Spec| {
+            spec.workspace = Workspace::Layered { lower: vec![at("base")], upper: at("layer") };
+            spec.limits.disk_bytes = Some(32 << 20);
+        };
+        let place = subject.place_with(limit).await;
+        if let Status::Unavailable(why) = &place.sandbox.report().facilities[&Facility::DiskLimit] {
+            return eprintln!("not run here: {why}");
+        }
+        // One that begins later must not keep the disk when this one ends.
+        let other = subject.place().await;
+        for directory in ["/workspace", "/mnt/session/outputs"] {
+            let fill = format!("head -c 100000000 /dev/zero > {directory}/fill");
+            assert_ne!(place.run(&["/bin/bash", "-c", &fill]).await.0.code, Some(0), "{runtime}: {directory}");
+        }
+        assert!(place.sandbox.usage().await.unwrap().disk_bytes > Some(40 << 20), "{runtime}");
+        place.sandbox.destroy().await.unwrap();
+        let image = palisade_sandbox::disk::image_of(&at("layer"));
+        let loops = fs::read_dir("/sys/block").unwrap().flatten();
+        let mut files = loops.filter_map(|it| fs::read_to_string(it.path().join("loop/backing_file")).ok());
+        assert!(!files.any(|file| Path::new(file.trim()) == image), "{runtime}");
+        assert_eq!(left(home.path(), 0), Vec::<String>::new(), "{runtime}");
+        let again = subject.place_with(limit).await;
+        assert_eq!(again.bash("rm fill && echo room > room && cat room").await, "room", "{runtime}");
+        drop(other);
     }
 }
 
