@@ -250,8 +250,12 @@ async fn bomb(name: &str, scene: &mut Scene, limit: Limit, may_end: bool) -> Res
     let facts = [format!("limit={}", limit.number()), "ms=400".to_owned()];
     let mut exec = scene.start(&sandbox, name, &facts, PATIENCE).await.map_err(|why| ended(&why))?;
     let mut said = Vec::new();
+    let late = Instant::now() + PATIENCE + ANSWER;
     let verdict = loop {
         match tokio::time::timeout(Duration::from_millis(100), exec.next()).await {
+            Err(_) if Instant::now() > late => {
+                break Verdict::Through("its time has run out, and it goes on".to_owned());
+            }
             // It goes on: is anybody answered?
             Err(_) => {
                 scene.answers(&neighbour).await?;

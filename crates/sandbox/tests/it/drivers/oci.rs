@@ -257,4 +257,4 @@ runtime!(
     names_in_memory_are_limited,
     the_machine_tells_little_about_itself
 );
-runtime!(gvisor, "runsc", super::GVISOR, a_bomb_ends_the_sandbox_at_most);
+runtime!(gvisor, "runsc", super::GVISOR, a_bomb_ends_the_sandbox_at_most, no_other_signal_ends_the_cell);

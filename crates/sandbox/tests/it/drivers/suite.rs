@@ -413,6 +413,13 @@ pub(crate) async fn nobody_has_a_privilege(subject: Subject) {
     assert_ne!(place.run(&["/bin/cat", "/proc/1/mem"]).await.0.code, Some(0));
 }
 
+/// Where a kernel of its own lets the first process be killed and stopped, no other signal ends it.
+pub(crate) async fn no_other_signal_ends_the_cell(subject: Subject) {
+    let place = subject.place().await;
+    place.bash("for n in {1..64}; do [ $n = 9 ] || [ $n = 19 ] || kill -$n 1; done").await;
+    assert_eq!(place.bash("echo here").await, "here");
+}
+
 pub(crate) async fn the_cell_cannot_be_killed(subject: Subject) {
     let place = subject.place().await;
     place.bash("kill -9 1; kill -15 1; kill -2 1").await;
