@@ -24,7 +24,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::{ChildStdin, ChildStdout};
 
 use self::bundle::Bundle;
-use self::runtime::{Kind, Runtime};
+use self::runtime::{Kind, PATIENCE, Runtime};
 use crate::disk::Disks;
 use crate::handshake::{self, Up};
 use crate::lead;
@@ -231,9 +231,6 @@ fn sweep(path: &Path) -> bool {
 /// process id in them is what tells abandoned ones.
 const PREFIX: &str = "palisade-";
 
-/// How long a runtime may take to notice that its container has ended.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// A container from outside.
 #[derive(Debug)]
 struct Container {
@@ -313,14 +310,24 @@ impl Container {
         Ok(())
     }
 
+    /// The first process, if the runtime has said which it is.
+    fn begun(&self) -> Option<(i32, OwnedFd)> {
+        let pid = fs::read_to_string(self.bundle.pid_file()).ok()?.trim().parse().ok()?;
+        let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        // It may have ended long ago, and its number be somebody else's.
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok();
+        (parent == Some(self.child.id())).then_some((pid, pidfd))
+    }
+
     fn cgroups(&self) -> Result<&Cgroups, Error> {
         self.cgroups.as_ref().ok_or(Error::Ended)
     }
 
     /// Why there was no word from the cell.
     fn autopsy(mut self) -> Error {
-        // It has ended, or its end of the pipe would be open.
-        let _ = self.child.wait();
+        // It has ended, or is about to: its end of the pipe is closed.
+        self.wait(PATIENCE);
         let why = self.runtime.autopsy(&self.bundle);
         let _ = self.bury();
         why
@@ -330,6 +337,10 @@ impl Container {
     fn bury(&mut self) -> Result<(), Error> {
         if std::mem::replace(&mut self.buried, true) {
             return Ok(());
+        }
+        if self.first.is_none() {
+            // One that never came up: what the runtime does to remove it may wait for its start.
+            self.first = self.begun();
         }
         if let Some((_, pidfd)) = &self.first {
             // Gone already is what is wanted.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::ptr;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, move_mount};
@@ -27,6 +28,9 @@ pub(super) enum Kind {
     /// gVisor, which imitates Linux.
     Gvisor,
 }
+
+/// How long a runtime may take to notice that its container has ended, or to remove it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A runtime with its own state below a driver's directory.
 #[derive(Debug, Clone)]
@@ -139,8 +143,17 @@ impl Runtime {
         if !self.knows(id) {
             return Ok(());
         }
-        let said = self.verb("delete").args(["--force", id]).output();
-        let said = said.map_err(|cause| Error::NoRuntime { runtime: self.program.display().to_string(), cause })?;
+        let wrong = |cause| Error::NoRuntime { runtime: self.program.display().to_string(), cause };
+        let mut command = self.verb("delete");
+        let mut child =
+            command.args(["--force", id]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(wrong)?;
+        // It waits for whatever else has to do with the container, and that may be stuck.
+        let late = Instant::now() + PATIENCE;
+        while matches!(child.try_wait(), Ok(None)) && Instant::now() < late {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        let _ = child.kill();
+        let said = child.wait_with_output().map_err(wrong)?;
         if said.status.success() || !self.knows(id) { Ok(()) } else { Err(self.refused("delete", &said)) }
     }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use palisade_sandbox::{Driver, Facility, Oci, OciOptions, Rootfs, Spec, Status, Workspace};
 
@@ -119,6 +120,32 @@ async fn what_is_missing_is_named() {
     let refused = driver.create(Spec::new(workspace, outputs)).await.unwrap_err();
     assert_eq!(refused.to_string(), "broken run: no such luck");
     assert_eq!(left(scratch.path(), std::process::id()), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_stuck_is_not_waited_for() {
+    if !is_root() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let stuck = scratch.path().join("stuck");
+    // It begins a container that says nothing, and then removes none.
+    let script = "#!/bin/sh\n\
+        [ \"$1\" = --version ] && exit 0\n\
+        [ \"$3\" = delete ] && exec sleep 1000\n\
+        mkdir \"$2/$8\"\n\
+        sleep 1000 <&- >&- &\n\
+        echo $! > \"$5\"\n\
+        exec >&-\n\
+        wait\n\
+        exec sleep 1000\n";
+    fs::write(&stuck, script).unwrap();
+    fs::set_permissions(&stuck, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let options = OciOptions { runtime: stuck, scratch: Some(scratch.path().into()), ..OciOptions::default() };
+    let driver = Oci::new(options).unwrap();
+    let (_home, workspace, outputs) = suite::home();
+    let create = tokio::time::timeout(Duration::from_secs(60), driver.create(Spec::new(workspace, outputs))).await;
+    assert!(create.expect("it ends").is_err());
 }
 
 #[tokio::test]
