@@ -150,8 +150,8 @@ pub enum Error {
         /// What is in force.
         found: String,
     },
-    /// The cell did not come up in time.
-    #[error("the sandbox did not come up within {0} s")]
+    /// The cell did not come up, or answer, in time.
+    #[error("the sandbox did not answer within {0} s")]
     Timeout(u64),
     /// The sandbox has ended.
     #[error("the sandbox has ended")]

@@ -24,6 +24,7 @@ mod registry;
 mod sandbox;
 mod scratch;
 mod spec;
+mod within;
 
 pub use docker::{Docker, DockerOptions};
 pub use error::Error;

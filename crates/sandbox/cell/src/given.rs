@@ -6,7 +6,7 @@ use std::io;
 use palisade_cell::{Claim, Setup};
 
 use crate::sys::prctl;
-use crate::walls::{Failed, Step, filter, landlock, limits, mounts, privileges};
+use crate::walls::{Failed, Step, filter, landlock, limits, mounts, privileges, users};
 
 /// What holds the sandbox in.
 #[derive(Debug, Default)]
@@ -28,6 +28,16 @@ impl Entered {
 /// kernel, or what imitates one, takes them.
 pub(crate) fn enter(setup: &Setup, claim: &Claim, filters: [&[u8]; 2]) -> Result<Entered, Failed> {
     let mut entered = Entered { filtered: powerless()?, ..Entered::default() };
+    if setup.own_users {
+        // Before the limits are lowered: what they are now is what is counted for everybody outside.
+        match users::enter() {
+            Ok(made) => made?,
+            Err(why) => entered.notes.push(format!(
+                "a user namespace of the sandbox's own: {why}; it shares queued signals, timers and inotify instances with others"
+            )),
+        }
+        powerless()?;
+    }
     for limit in &setup.rlimits {
         if let Err(why) = limits::lower(std::slice::from_ref(limit)) {
             entered.notes.push(format!("resource limit {}: {why}", limit.0));
@@ -50,6 +60,8 @@ pub(crate) fn enter(setup: &Setup, claim: &Claim, filters: [&[u8]; 2]) -> Result
     }
     match filters.into_iter().try_for_each(filter::install) {
         Ok(()) => entered.seccomp = true,
+        // The runtime's profile lets namespaces be made that these must refuse.
+        Err(failed) if setup.own_users => return Err(failed),
         Err(failed) => entered.notes.push(format!("the cell's own system-call filters: {}", failed.cause)),
     }
     Ok(entered)

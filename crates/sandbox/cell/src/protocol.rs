@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Raised with every change of a frame; both ends are built together, so they must be equal.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 /// The argument of a cell that is not born in a nursery: it speaks through standard input and output, as a container runtime
 /// passes nothing else on.
 pub const STDIO: &str = "stdio";
@@ -92,6 +92,8 @@ pub struct Setup {
     pub landlock: bool,
     /// Whether everything that a [`Claim`] mounts comes as a descriptor, so that the host can be left at once.
     pub leave_early: bool,
+    /// Whether the cell enters a user namespace of its own where a container runtime gave it none.
+    pub own_users: bool,
 }
 
 /// Whose walls a sandbox has.

@@ -10,6 +10,26 @@ pub(crate) fn check(value: libc::c_long) -> io::Result<libc::c_long> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
+/// Does something in a process of its own, in new namespaces of these kinds, and says how that ended. Only for as long as this
+/// process has one thread.
+pub(crate) fn in_child(namespaces: i32, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    // SAFETY: this process has one thread, and without CLONE_VM the child has its own copy of this memory.
+    let child = check(unsafe { libc::syscall(libc::SYS_clone, namespaces | libc::SIGCHLD, 0, 0, 0, 0) })?;
+    if child == 0 {
+        let errno = act().err().map_or(0, |why| why.raw_os_error().unwrap_or(libc::EIO));
+        // SAFETY: the child ends without running anything that its parent would run at its end.
+        unsafe { libc::_exit(errno) };
+    }
+    let mut status = 0;
+    // SAFETY: the status lives through the call.
+    check(unsafe { libc::waitpid(i32::try_from(child).unwrap_or(-1), &raw mut status, 0) }.into())?;
+    match libc::WEXITSTATUS(status) {
+        0 if libc::WIFEXITED(status) => Ok(()),
+        0 => Err(io::ErrorKind::Interrupted.into()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
 /// A path as the kernel wants it.
 pub(crate) fn path(text: &str) -> io::Result<CString> {
     CString::new(text).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))

@@ -39,7 +39,7 @@ pub struct RegistryReference {
     pub registry: String,
     /// The path below the registry, for example `library/debian`.
     pub repository: String,
-    /// The tag. Present unless only a digest was given; ignored when there is a digest.
+    /// The tag. None when there is a digest, whose place it cannot take.
     pub tag: Option<String>,
     /// The digest.
     pub digest: Option<Digest>,
@@ -216,7 +216,7 @@ fn remote(text: &str) -> Result<RegistryReference, ReferenceError> {
         return Err(ReferenceError::Tag(tag.to_owned()));
     }
     let (registry, repository) = split_registry(name)?;
-    let tag = tag.map(str::to_owned).or_else(|| digest.is_none().then(|| "latest".to_owned()));
+    let tag = digest.is_none().then(|| tag.unwrap_or("latest").to_owned());
     Ok(RegistryReference { registry, repository, tag, digest })
 }
 
@@ -376,6 +376,7 @@ mod tests {
             let reference: Reference = text.parse().unwrap();
             assert_eq!(reference.to_string(), full);
             assert!(!reference.is_mutable());
+            assert_eq!(full.parse(), Ok(reference), "what is written is read as the same");
         }
     }
 

@@ -22,6 +22,7 @@ use crate::sandbox::Body;
 use crate::{Spec, Status, Usage, Workspace};
 
 pub(crate) use project::enforced as project_quota;
+pub(crate) use sized::mounted as sized_places;
 pub(crate) use sized::possible as sized_disks;
 pub use sized::{clear, image_of, sweep};
 

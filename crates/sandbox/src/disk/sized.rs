@@ -336,6 +336,13 @@ pub fn sweep(below: &Path) {
     }
 }
 
+/// Where disks are mounted now, of this process's and others': a mount namespace that is made now has them too, and would
+/// keep them when they are closed here.
+pub(crate) fn mounted() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().filter_map(mount_point).filter(|directory| image_of(directory).exists()).collect()
+}
+
 /// Where a line of `mountinfo` says that a loop device is mounted.
 fn mount_point(line: &str) -> Option<PathBuf> {
     let (left, right) = line.split_once(" - ")?;

@@ -8,6 +8,7 @@ mod engine;
 mod order;
 mod verify;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,7 @@ use crate::lead;
 use crate::native::{self, INSIDE};
 use crate::sandbox::{Body, Sink, Source};
 use crate::scratch::{self, Scratch};
+use crate::within;
 use crate::{Capabilities, Driver, Error, Facility, Limits, Report, Rootfs, Sandbox, Spec, Status, Usage, Workspace};
 
 /// Which engine makes containers, and out of what.
@@ -73,7 +75,7 @@ impl Docker {
             // Somebody else may have been faster.
             let _ = std::fs::remove_dir_all(path);
         }
-        order::write_profile(&scratch)?;
+        order::write_profile(&scratch, order::own_users(&options))?;
         Ok(Docker { engine, options, image, scratch: Arc::new(scratch) })
     }
 
@@ -90,7 +92,8 @@ impl Docker {
         if let Workspace::Layered { .. } = spec.workspace {
             return Err(Error::Spec("the docker driver has no workspaces in layers".to_owned()));
         }
-        let frames = handshake::given(&spec, false);
+        let mut frames = handshake::given(&spec, false);
+        frames.0.own_users = order::own_users(&self.options);
         let order = Order::new(&spec, &self.options, &self.image, &self.scratch, self.engine.is_podman())?;
         let (limits, require, egress) = (spec.limits.clone(), spec.require.clone(), spec.egress);
         let given = tokio::task::spawn_blocking(move || give(&spec)).await;
@@ -104,7 +107,8 @@ impl Docker {
             _scratch: self.scratch.clone(),
         };
         match self.enter(&container, &order, &frames).await {
-            Ok((up, reader, writer)) => {
+            Ok((mut up, reader, writer)) => {
+                up.notes.extend(self.limit(&container, &limits).await);
                 let network = match if egress { self.lead(&container).await.map(Some) } else { Ok(None) } {
                     Ok(network) => network,
                     Err(why) => {
@@ -145,11 +149,40 @@ impl Docker {
         Ok((up, reader, writer))
     }
 
-    /// Leads the container's network to sockets: with root, and an engine on this machine.
-    async fn lead(&self, container: &Container) -> Result<Sockets, Error> {
+    /// The container's first process, on the engine's machine.
+    async fn first(&self, container: &Container) -> Result<i32, Error> {
         let inspected = self.engine.inspect(&container.id).await?;
         let pid = inspected.pointer("/State/Pid").and_then(serde_json::Value::as_i64).filter(|&pid| pid > 0);
-        let pid = pid.and_then(|pid| i32::try_from(pid).ok()).ok_or(Error::Ended)?;
+        pid.and_then(|pid| i32::try_from(pid).ok()).ok_or(Error::Ended)
+    }
+
+    /// Sets the limits that the engine has no words for: with root, and an engine on this machine. What could not be set.
+    async fn limit(&self, container: &Container, limits: &Limits) -> Vec<String> {
+        let (counts, names) = (order::own_users(&self.options), self.engine.is_podman());
+        if !counts && !names {
+            return Vec::new();
+        }
+        let places = order::places(limits);
+        let set = async {
+            if !native::is_root() {
+                return Err(io::Error::other("the worker is not root"));
+            }
+            let pid = self.first(container).await.map_err(io::Error::other)?;
+            let set = tokio::task::spawn_blocking(move || {
+                within::is_cell(pid)?;
+                let counted = if counts { within::limit_counts(pid) } else { Ok(()) };
+                let named = if names { within::limit_names(pid, &places) } else { Ok(()) };
+                let what = ["inotify instances", "the number of files in memory"].into_iter().zip([counted, named]);
+                Ok(what.filter_map(|(what, set)| Some(format!("no limit of {what}: {}", set.err()?))).collect())
+            });
+            set.await.map_err(io::Error::other)?
+        };
+        set.await.unwrap_or_else(|why| vec![format!("no limits but the engine's own: {why}")])
+    }
+
+    /// Leads the container's network to sockets: with root, and an engine on this machine.
+    async fn lead(&self, container: &Container) -> Result<Sockets, Error> {
+        let pid = self.first(container).await?;
         tokio::task::spawn_blocking(move || lead::lead(pid)).await.map_err(|_| Error::Ended)?
     }
 

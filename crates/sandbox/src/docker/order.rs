@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 
 use super::DockerOptions;
 use crate::native::INSIDE;
-use crate::oci::{CELL, profile};
+use crate::oci::{CELL, MASKED, READ_ONLY, profile};
 use crate::scratch::Scratch;
-use crate::{Error, Spec};
+use crate::{Error, Limits, Spec};
 
 /// The label that names the directory of the process that a container belongs to.
 pub(super) const OWNER: &str = "dev.palisade.owner";
@@ -26,9 +26,9 @@ pub(super) struct Order {
 }
 
 /// Writes the system-call profile for engines that read it from a file.
-pub(super) fn write_profile(scratch: &Scratch) -> Result<(), Error> {
+pub(super) fn write_profile(scratch: &Scratch, own_users: bool) -> Result<(), Error> {
     let path = scratch.path().join("seccomp.json");
-    fs::write(&path, profile().to_string()).map_err(|cause| Error::Scratch { path, cause })
+    fs::write(&path, profile(own_users).to_string()).map_err(|cause| Error::Scratch { path, cause })
 }
 
 impl Order {
@@ -57,7 +57,7 @@ impl Order {
         let mut host = json!({
             "Binds": words.collect::<Vec<_>>(),
             "CapDrop": ["ALL"],
-            "SecurityOpt": ["no-new-privileges", seccomp(scratch, podman)],
+            "SecurityOpt": ["no-new-privileges", seccomp(scratch, options, podman)],
             "ReadonlyRootfs": true,
             "Privileged": false,
             "NetworkMode": "none",
@@ -68,9 +68,18 @@ impl Order {
             // The conversation with the cell is nobody's log.
             "LogConfig": {"Type": "none"},
             "ShmSize": spec.limits.shm_bytes,
-            "Tmpfs": tmpfs(spec.limits.tmp_bytes),
+            "Tmpfs": tmpfs(&spec.limits, podman),
             "Ulimits": ulimits(spec),
         });
+        let masked: Vec<&str> = MASKED.iter().copied().chain(["/sys"]).collect();
+        if podman {
+            // It has options of its own for that, and what may only be read is the same.
+            let mask = format!("mask={}", masked.join(":"));
+            host["SecurityOpt"].as_array_mut().into_iter().for_each(|all| all.push(Value::from(mask.clone())));
+        } else {
+            host["MaskedPaths"] = json!(masked);
+            host["ReadonlyPaths"] = json!(READ_ONLY);
+        }
         let limits = &spec.limits;
         let mut set = |name: &str, value: Option<Value>| {
             if let (Some(value), Some(host)) = (value, host.as_object_mut()) {
@@ -110,19 +119,41 @@ impl Order {
     }
 }
 
-fn seccomp(scratch: &Scratch, podman: bool) -> String {
+fn seccomp(scratch: &Scratch, options: &DockerOptions, podman: bool) -> String {
     if podman {
         format!("seccomp={}", scratch.path().join("seccomp.json").display())
     } else {
-        format!("seccomp={}", profile())
+        format!("seccomp={}", profile(own_users(options)))
     }
 }
 
-fn tmpfs(size: u64) -> Map<String, Value> {
+/// Whether the cell is to enter a user namespace of its own, as the engine gives it none: where its kernel is the host's.
+pub(super) fn own_users(options: &DockerOptions) -> bool {
+    options.runtime.as_deref().is_none_or(|name| name.contains("runc") || name.contains("crun"))
+}
+
+/// The places in memory, with how many names each may hold.
+pub(super) fn places(limits: &Limits) -> [(&'static str, u64); 5] {
+    let names = |bytes: u64| (bytes >> 12).max(1024);
+    // The last is Podman's own idea.
+    [
+        ("/tmp", names(limits.tmp_bytes)),
+        ("/home/agent", names(limits.tmp_bytes)),
+        ("/run", 4096),
+        ("/dev/shm", names(limits.shm_bytes)),
+        ("/var/tmp", names(limits.tmp_bytes)),
+    ]
+}
+
+fn tmpfs(limits: &Limits, podman: bool) -> Map<String, Value> {
     // Nobody else is inside, so its modes keep nobody out.
-    [("/tmp", size), ("/home/agent", size), ("/run", 16 << 20)]
+    places(limits)
         .into_iter()
-        .map(|(at, size)| (at.to_owned(), Value::from(format!("rw,nosuid,nodev,exec,mode=1777,size={size}"))))
+        .zip([limits.tmp_bytes, limits.tmp_bytes, 16 << 20, limits.shm_bytes])
+        .map(|((at, names), size)| {
+            let names = if podman { String::new() } else { format!(",nr_inodes={names}") };
+            (at.to_owned(), Value::from(format!("rw,nosuid,nodev,exec,mode=1777,size={size}{names}")))
+        })
         .collect()
 }
 

@@ -52,6 +52,11 @@ impl Scene {
         Ok(Scene { driver, rootfs, host, home, slowest: None, sandboxes: 0 })
     }
 
+    /// Whether the driver has workspaces of layers.
+    pub(super) fn has_layers(&self) -> bool {
+        self.driver.capabilities().snapshot
+    }
+
     /// A sandbox with a workspace of its own; `change` makes its spec different.
     pub(super) async fn sandbox(&mut self, change: impl FnOnce(&mut Spec)) -> Result<Sandbox, Verdict> {
         self.sandboxes += 1;
@@ -107,8 +112,14 @@ impl Scene {
         sandbox.exec(ExecRequest { argv, timeout: Some(timeout), ..ExecRequest::default() }).await
     }
 
-    /// Makes an attempt and waits for its end.
+    /// Makes an attempt and waits for its end, which the cell brings about in time unless it was stopped itself.
     pub(super) async fn make(&self, sandbox: &Sandbox, name: &str, more: &[String]) -> Result<Ended, Error> {
+        let late = PATIENCE + ANSWER;
+        let made = tokio::time::timeout(late, self.made(sandbox, name, more)).await;
+        made.unwrap_or_else(|_| Err(Error::Timeout(late.as_secs())))
+    }
+
+    async fn made(&self, sandbox: &Sandbox, name: &str, more: &[String]) -> Result<Ended, Error> {
         let mut exec = self.start(sandbox, name, more, PATIENCE).await?;
         let mut said = Vec::new();
         while let Some(output) = exec.next().await? {

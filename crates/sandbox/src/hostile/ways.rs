@@ -198,8 +198,11 @@ impl Limit {
         }
     }
 
-    fn set(self, spec: &mut Spec) {
-        if let (Limit::Disk(_) | Limit::DiskNames(_), Workspace::Directory(lower)) = (self, &spec.workspace) {
+    /// `layers` says whether workspaces of layers can be had.
+    fn set(self, spec: &mut Spec, layers: bool) {
+        if let (true, Limit::Disk(_) | Limit::DiskNames(_), Workspace::Directory(lower)) =
+            (layers, self, &spec.workspace)
+        {
             // Where it does not exist, making the sandbox says so.
             let upper = lower.with_extension("layer");
             let _ = std::fs::create_dir(&upper);
@@ -241,13 +244,18 @@ fn has(sandbox: &Sandbox, facility: Option<Facility>) -> Result<(), Verdict> {
 async fn bomb(name: &str, scene: &mut Scene, limit: Limit, may_end: bool) -> Result<Verdict, Verdict> {
     // Another one, which must not notice.
     let neighbour = scene.sandbox(|_| {}).await?;
-    let sandbox = scene.sandbox(|spec| limit.set(spec)).await?;
+    let layers = scene.has_layers();
+    let sandbox = scene.sandbox(|spec| limit.set(spec, layers)).await?;
     has(&sandbox, limit.facility())?;
     let facts = [format!("limit={}", limit.number()), "ms=400".to_owned()];
     let mut exec = scene.start(&sandbox, name, &facts, PATIENCE).await.map_err(|why| ended(&why))?;
     let mut said = Vec::new();
+    let late = Instant::now() + PATIENCE + ANSWER;
     let verdict = loop {
         match tokio::time::timeout(Duration::from_millis(100), exec.next()).await {
+            Err(_) if Instant::now() > late => {
+                break Verdict::Through("its time has run out, and it goes on".to_owned());
+            }
             // It goes on: is anybody answered?
             Err(_) => {
                 scene.answers(&neighbour).await?;

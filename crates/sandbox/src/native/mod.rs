@@ -315,6 +315,7 @@ fn setup(base: &Base, root: Option<Root>) -> Setup {
         rlimits,
         landlock: true,
         leave_early: is_root(),
+        own_users: false,
     }
 }
 

@@ -39,7 +39,7 @@ impl Mount {
 }
 
 /// What tells of the host, or changes it.
-const MASKED: &[&str] = &[
+pub(crate) const MASKED: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
     "/proc/config.gz",
@@ -66,7 +66,8 @@ const MASKED: &[&str] = &[
     "/proc/timer_stats",
     "/proc/vmallocinfo",
 ];
-const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// What may be read only.
+pub(crate) const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// The configuration of a sandbox's container. Limits are not in it: the whole container is in control groups of ours.
 pub(super) fn config(spec: &Spec, identity: &Identity, mounts: &[Mount]) -> Value {
@@ -104,7 +105,7 @@ pub(super) fn config(spec: &Spec, identity: &Identity, mounts: &[Mount]) -> Valu
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
             "rootfsPropagation": "rprivate",
-            "seccomp": seccomp::profile(),
+            "seccomp": seccomp::profile(false),
         },
     })
 }

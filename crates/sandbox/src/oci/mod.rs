@@ -24,15 +24,18 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::{ChildStdin, ChildStdout};
 
 use self::bundle::Bundle;
-use self::runtime::{Kind, Runtime};
+use self::runtime::{Kind, PATIENCE, Runtime};
+use crate::disk::Disks;
 use crate::handshake::{self, Up};
 use crate::lead;
 use crate::native::{self, Cgroups, Identity};
 use crate::sandbox::{Body, Sink, Source};
 use crate::scratch::{self, Scratch};
+use crate::within;
 use crate::{Capabilities, Driver, Error, Facility, Limits, Report, Sandbox, Spec, Status, Usage};
 
 pub(crate) use bundle::CELL;
+pub(crate) use config::{MASKED, READ_ONLY};
 pub(crate) use seccomp::profile;
 
 /// How containers are made.
@@ -87,6 +90,7 @@ impl Oci {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let began = Instant::now();
         native::check(&spec)?;
+        let disks = Disks::of(&spec).await?;
         if self.runtime.kind == Kind::Gvisor && spec.egress {
             let why = "gVisor has a network of its own, which cannot be led to the egress service; use runc or crun, or no egress";
             return Err(Error::Spec(why.to_owned()));
@@ -102,7 +106,7 @@ impl Oci {
         let (mut container, stdin, stdout) = made.map_err(|_| Error::Ended)??;
         let mut reader: Source = Box::new(ChildStdout::from_std(stdout).map_err(Error::Socket)?);
         let mut writer: Sink = Box::new(ChildStdin::from_std(stdin).map_err(Error::Socket)?);
-        let up = match handshake::greet(&mut reader, &mut writer, &frames).await {
+        let mut up = match handshake::greet(&mut reader, &mut writer, &frames).await {
             Ok(up) => up,
             Err(why) => {
                 drop((reader, writer));
@@ -112,6 +116,14 @@ impl Oci {
             }
         };
         container.adopt().await?;
+        if let (Some((pid, _)), true) = (&container.first, self.runtime.kind != Kind::Gvisor) {
+            let pid = *pid;
+            let limited =
+                tokio::task::spawn_blocking(move || within::limit_counts(pid)).await.map_err(|_| Error::Ended)?;
+            if let Err(why) = limited {
+                up.notes.push(format!("inotify instances are those of all sandboxes together: {why}"));
+            }
+        }
         let network = match &container.first {
             // Nothing but the cell runs in there yet, and it does nothing unasked.
             &Some((pid, _)) if egress => {
@@ -125,9 +137,10 @@ impl Oci {
             return Err(Error::Hardening { field, wanted: "a system-call profile".to_owned(), found });
         }
         let mut report = self.report(&limits, &container, up)?;
+        report.facilities.insert(Facility::DiskLimit, disks.status.clone());
         report.startup = began.elapsed();
         report.demand(&require, self.name())?;
-        Ok(Sandbox::new(Box::new(container), reader, writer, report).leading_to(network))
+        Ok(Sandbox::new(disks.around(Box::new(container)), reader, writer, report).leading_to(network))
     }
 
     fn report(&self, limits: &Limits, container: &Container, up: Up) -> Result<Report, Error> {
@@ -139,7 +152,6 @@ impl Oci {
         };
         let by = if gvisor { "an application kernel of its own" } else { "user, mount, pid, net, ipc, uts, cgroup" };
         say(Facility::Namespaces, Status::Enforced(format!("{by}, by {name}")));
-        say(Facility::DiskLimit, limits.without_disk("oci"));
         say(Facility::Capabilities, Status::Enforced("none in any set, no_new_privs".to_owned()));
         say(
             Facility::Seccomp,
@@ -218,9 +230,6 @@ fn sweep(path: &Path) -> bool {
 /// What containers' names begin with; the control groups that a runtime makes by itself have the same names, and the owner's
 /// process id in them is what tells abandoned ones.
 const PREFIX: &str = "palisade-";
-
-/// How long a runtime may take to notice that its container has ended.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A container from outside.
 #[derive(Debug)]
@@ -301,14 +310,24 @@ impl Container {
         Ok(())
     }
 
+    /// The first process, if the runtime has said which it is.
+    fn begun(&self) -> Option<(i32, OwnedFd)> {
+        let pid = fs::read_to_string(self.bundle.pid_file()).ok()?.trim().parse().ok()?;
+        let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        // It may have ended long ago, and its number be somebody else's.
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok();
+        (parent == Some(self.child.id())).then_some((pid, pidfd))
+    }
+
     fn cgroups(&self) -> Result<&Cgroups, Error> {
         self.cgroups.as_ref().ok_or(Error::Ended)
     }
 
     /// Why there was no word from the cell.
     fn autopsy(mut self) -> Error {
-        // It has ended, or its end of the pipe would be open.
-        let _ = self.child.wait();
+        // It has ended, or is about to: its end of the pipe is closed.
+        self.wait(PATIENCE);
         let why = self.runtime.autopsy(&self.bundle);
         let _ = self.bury();
         why
@@ -318,6 +337,10 @@ impl Container {
     fn bury(&mut self) -> Result<(), Error> {
         if std::mem::replace(&mut self.buried, true) {
             return Ok(());
+        }
+        if self.first.is_none() {
+            // One that never came up: what the runtime does to remove it may wait for its start.
+            self.first = self.begun();
         }
         if let Some((_, pidfd)) = &self.first {
             // Gone already is what is wanted.

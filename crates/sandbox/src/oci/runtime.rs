@@ -1,13 +1,15 @@
 //! Invocations of the runtime's program.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::ptr;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, move_mount};
@@ -26,6 +28,9 @@ pub(super) enum Kind {
     /// gVisor, which imitates Linux.
     Gvisor,
 }
+
+/// How long a runtime may take to notice that its container has ended, or to remove it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A runtime with its own state below a driver's directory.
 #[derive(Debug, Clone)]
@@ -111,11 +116,13 @@ impl Runtime {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
         let doors = if self.waits_inside() { cgroups.doors()? } else { Vec::new() };
         let outer = std::mem::take(&mut bundle.outer);
+        let places = crate::disk::sized_places();
+        let disks: Vec<_> = places.iter().filter_map(|at| CString::new(at.as_os_str().as_bytes()).ok()).collect();
         let enter = move || {
             for door in &doors {
                 rustix::io::write(door, b"0")?;
             }
-            outside(&outer)
+            outside(&outer, &disks)
         };
         // SAFETY: system calls on what was prepared before; nothing is allocated and no lock is taken.
         unsafe { command.pre_exec(enter) };
@@ -136,8 +143,17 @@ impl Runtime {
         if !self.knows(id) {
             return Ok(());
         }
-        let said = self.verb("delete").args(["--force", id]).output();
-        let said = said.map_err(|cause| Error::NoRuntime { runtime: self.program.display().to_string(), cause })?;
+        let wrong = |cause| Error::NoRuntime { runtime: self.program.display().to_string(), cause };
+        let mut command = self.verb("delete");
+        let mut child =
+            command.args(["--force", id]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(wrong)?;
+        // It waits for whatever else has to do with the container, and that may be stuck.
+        let late = Instant::now() + PATIENCE;
+        while matches!(child.try_wait(), Ok(None)) && Instant::now() < late {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        let _ = child.kill();
+        let said = child.wait_with_output().map_err(wrong)?;
         if said.status.success() || !self.knows(id) { Ok(()) } else { Err(self.refused("delete", &said)) }
     }
 
@@ -178,9 +194,15 @@ fn hybrid() -> bool {
     })
 }
 
-/// Makes the mounts that nobody else is to see, in a mount namespace of the caller's own.
-fn outside(mounts: &[Outer]) -> io::Result<()> {
+/// Makes the mounts that nobody else is to see, in a mount namespace of the caller's own. What it needs of sessions' disks it has
+/// mounts of; those that everybody sees go when they are closed, and not only with this container.
+fn outside(mounts: &[Outer], disks: &[CString]) -> io::Result<()> {
     private()?;
+    for disk in disks {
+        // One that is gone already is what is wanted.
+        // SAFETY: the path is a C string.
+        unsafe { libc::umount2(disk.as_ptr(), libc::MNT_DETACH) };
+    }
     for mount in mounts {
         match mount {
             Outer::Attach { tree, target } => {

@@ -64,7 +64,6 @@ const REFUSED: &[&str] = &[
     "sysfs",
     "syslog",
     "umount2",
-    "unshare",
     "uselib",
     "userfaultfd",
     "ustat",
@@ -76,8 +75,9 @@ const FAMILIES: std::ops::Range<u32> = 3..46;
 const AF_INET6: u32 = 10;
 
 /// The profile in the form of the OCI runtime specification. Docker has the same, with `archMap` where this has
-/// `architectures`; it takes both.
-pub(crate) fn profile() -> Value {
+/// `architectures`; it takes both. `own_users` lets the cell enter a user namespace of its own, before its filters refuse
+/// that as well.
+pub(crate) fn profile(own_users: bool) -> Value {
     let architecture = match std::env::consts::ARCH {
         "aarch64" => "SCMP_ARCH_AARCH64",
         _ => "SCMP_ARCH_X86_64",
@@ -89,6 +89,12 @@ pub(crate) fn profile() -> Value {
         // A structure in memory cannot be looked at: programs fall back to the older call, whose arguments can.
         json!({"names": ["clone3"], "action": refuse, "errnoRet": libc::ENOSYS}),
     ];
+    calls.push(if own_users {
+        let args = json!([{"index": 0, "value": libc::CLONE_NEWUSER, "op": "SCMP_CMP_NE"}]);
+        json!({"names": ["unshare"], "action": refuse, "errnoRet": libc::EPERM, "args": args})
+    } else {
+        json!({"names": ["unshare"], "action": refuse, "errnoRet": libc::EPERM})
+    });
     for namespace in [
         libc::CLONE_NEWUSER,
         libc::CLONE_NEWNS,

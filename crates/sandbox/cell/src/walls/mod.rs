@@ -14,6 +14,7 @@ pub(crate) mod limits;
 pub(crate) mod mounts;
 pub(crate) mod privileges;
 mod proc;
+pub(crate) mod users;
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -42,6 +42,16 @@ pub(super) fn bound() -> Result<(), Failed> {
 
 /// No capability in any of the other sets, none to be had again, and no new privileges.
 pub(super) fn drop_all() -> Result<(), Failed> {
+    clear()?;
+    forbid_new()?;
+    // The change of credentials has cleared it.
+    step(prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as libc::c_ulong, 0, 0, 0]), "parent death signal", "set")?;
+    // Commands run as the same user: without this they could trace this process and read its memory.
+    step(prctl(libc::PR_SET_DUMPABLE, [0, 0, 0, 0]), "dumpable", "clear")
+}
+
+/// No capability in any of the other sets, and none to be had again.
+pub(super) fn clear() -> Result<(), Failed> {
     step(
         prctl(libc::PR_CAP_AMBIENT, [libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0, 0, 0]),
         "ambient capabilities",
@@ -54,10 +64,6 @@ pub(super) fn drop_all() -> Result<(), Failed> {
     let header = CapHeader { version: 0x2008_0522, pid: 0 };
     let none = [0u32; 6];
     // SAFETY: the header and the six words are what version 3 of the interface wants, and live through the call.
-    step(check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) }), "capabilities", "clear")?;
-    forbid_new()?;
-    // The change of credentials has cleared it.
-    step(prctl(libc::PR_SET_PDEATHSIG, [libc::SIGKILL as libc::c_ulong, 0, 0, 0]), "parent death signal", "set")?;
-    // Commands run as the same user: without this they could trace this process and read its memory.
-    step(prctl(libc::PR_SET_DUMPABLE, [0, 0, 0, 0]), "dumpable", "clear")
+    let cleared = check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) });
+    step(cleared.map(drop), "capabilities", "clear")
 }

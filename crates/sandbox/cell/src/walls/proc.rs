@@ -37,23 +37,8 @@ pub(super) fn shadow(root: &str) -> Result<(), Failed> {
     let target = sys::path(&at).step("shadow proc", &at)?;
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     // It belongs to the process namespace of whoever mounts it, and outlives both.
-    // SAFETY: this process has one thread, and without CLONE_VM the child has its own copy of this memory.
-    let child = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWPID | libc::SIGCHLD, 0, 0, 0, 0) };
-    let child = sys::check(child).step("shadow proc", "clone")?;
-    if child == 0 {
-        let mounted = sys::mount(c"proc", &target, Some(c"proc"), flags, None);
-        let errno = mounted.err().map_or(0, |why| why.raw_os_error().unwrap_or(libc::EIO));
-        // SAFETY: the child ends without running anything that its parent would run at its end.
-        unsafe { libc::_exit(errno) };
-    }
-    let mut status = 0;
-    // SAFETY: the status lives through the call.
-    let waited = unsafe { libc::waitpid(i32::try_from(child).unwrap_or(-1), &raw mut status, 0) };
-    sys::check(waited.into()).step("shadow proc", "wait")?;
-    match libc::WEXITSTATUS(status) {
-        0 if libc::WIFEXITED(status) => Ok(()),
-        errno => Err(io::Error::from_raw_os_error(errno)).step("shadow proc", &at),
-    }
+    sys::in_child(libc::CLONE_NEWPID, || sys::mount(c"proc", &target, Some(c"proc"), flags, None))
+        .step("shadow proc", &at)
 }
 
 /// A process file system of this namespace only, with what tells of the host masked.

@@ -31,6 +31,7 @@ fn frames() -> Vec<Vec<u8>> {
         rlimits: vec![(7, 8)],
         landlock: true,
         leave_early: false,
+        own_users: false,
     };
     let claim = Claim {
         workdir: "/workspace".to_owned(),

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use palisade_sandbox::{Driver, Facility, Oci, OciOptions, Rootfs, Spec, Workspace};
+use palisade_sandbox::{Driver, Facility, Oci, OciOptions, Rootfs, Spec, Status, Workspace};
 
 use super::suite::{self, Subject};
 use super::{has, is_root, root};
@@ -122,6 +123,32 @@ async fn what_is_missing_is_named() {
 }
 
 #[tokio::test]
+async fn a_runtime_that_is_stuck_is_not_waited_for() {
+    if !is_root() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let stuck = scratch.path().join("stuck");
+    // It begins a container that says nothing, and then removes none.
+    let script = "#!/bin/sh\n\
+        [ \"$1\" = --version ] && exit 0\n\
+        [ \"$3\" = delete ] && exec sleep 1000\n\
+        mkdir \"$2/$8\"\n\
+        sleep 1000 <&- >&- &\n\
+        echo $! > \"$5\"\n\
+        exec >&-\n\
+        wait\n\
+        exec sleep 1000\n";
+    fs::write(&stuck, script).unwrap();
+    fs::set_permissions(&stuck, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let options = OciOptions { runtime: stuck, scratch: Some(scratch.path().into()), ..OciOptions::default() };
+    let driver = Oci::new(options).unwrap();
+    let (_home, workspace, outputs) = suite::home();
+    let create = tokio::time::timeout(Duration::from_secs(60), driver.create(Spec::new(workspace, outputs))).await;
+    assert!(create.expect("it ends").is_err());
+}
+
+#[tokio::test]
 async fn layers_are_what_they_are_elsewhere() {
     for runtime in ["runc", "crun", "runsc"] {
         let Some(mut subject) = subject(runtime, WALLS) else { continue };
@@ -145,6 +172,42 @@ async fn layers_are_what_they_are_elsewhere() {
         assert_eq!(fs::read_to_string(at("upper/upper/deep/more")).unwrap(), "new\n");
         assert!(!at("lower/deep/more").exists());
         assert_eq!((subject.left)(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn what_a_session_keeps_is_limited() {
+    for runtime in ["runc", "crun", "runsc"] {
+        let Some(subject) = subject(runtime, WALLS) else { continue };
+        let home = tempfile::tempdir().unwrap();
+        let at = |name: &str| home.path().join(name);
+        for name in ["base", "layer"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        let limit = |spec: &mut Spec| {
+            spec.workspace = Workspace::Layered { lower: vec![at("base")], upper: at("layer") };
+            spec.limits.disk_bytes = Some(32 << 20);
+        };
+        let place = subject.place_with(limit).await;
+        if let Status::Unavailable(why) = &place.sandbox.report().facilities[&Facility::DiskLimit] {
+            return eprintln!("not run here: {why}");
+        }
+        // One that begins later must not keep the disk when this one ends.
+        let other = subject.place().await;
+        for directory in ["/workspace", "/mnt/session/outputs"] {
+            let fill = format!("head -c 100000000 /dev/zero > {directory}/fill");
+            assert_ne!(place.run(&["/bin/bash", "-c", &fill]).await.0.code, Some(0), "{runtime}: {directory}");
+        }
+        assert!(place.sandbox.usage().await.unwrap().disk_bytes > Some(40 << 20), "{runtime}");
+        place.sandbox.destroy().await.unwrap();
+        let image = palisade_sandbox::disk::image_of(&at("layer"));
+        let loops = fs::read_dir("/sys/block").unwrap().flatten();
+        let mut files = loops.filter_map(|it| fs::read_to_string(it.path().join("loop/backing_file")).ok());
+        assert!(!files.any(|file| Path::new(file.trim()) == image), "{runtime}");
+        assert_eq!(left(home.path(), 0), Vec::<String>::new(), "{runtime}");
+        let again = subject.place_with(limit).await;
+        assert_eq!(again.bash("rm fill && echo room > room && cat room").await, "room", "{runtime}");
+        drop(other);
     }
 }
 
@@ -199,6 +262,26 @@ macro_rules! runtime {
     };
 }
 
-runtime!(runc, "runc", super::WALLS, limits_hold, the_cell_cannot_be_killed, a_terminal_has_jobs);
-runtime!(crun, "crun", super::WALLS, limits_hold, the_cell_cannot_be_killed, a_terminal_has_jobs);
-runtime!(gvisor, "runsc", super::GVISOR, a_bomb_ends_the_sandbox_at_most);
+runtime!(
+    runc,
+    "runc",
+    super::WALLS,
+    limits_hold,
+    the_cell_cannot_be_killed,
+    a_terminal_has_jobs,
+    what_is_counted_for_users_is_limited,
+    names_in_memory_are_limited,
+    the_machine_tells_little_about_itself
+);
+runtime!(
+    crun,
+    "crun",
+    super::WALLS,
+    limits_hold,
+    the_cell_cannot_be_killed,
+    a_terminal_has_jobs,
+    what_is_counted_for_users_is_limited,
+    names_in_memory_are_limited,
+    the_machine_tells_little_about_itself
+);
+runtime!(gvisor, "runsc", super::GVISOR, a_bomb_ends_the_sandbox_at_most, no_other_signal_ends_the_cell);

@@ -83,6 +83,12 @@ impl Place {
         self.call("bash", json!({"command": command})).await.0
     }
 
+    /// Perl, as it is in a root file system without locales.
+    async fn perl(&self, words: &[&str]) -> String {
+        let quiet = ["/bin/env", "PERL_BADLANG=0", "/bin/perl", "-e"];
+        self.run(&[&quiet, words].concat()).await.1
+    }
+
     pub(crate) async fn run(&self, words: &[&str]) -> (ExitStatus, String) {
         let request = ExecRequest { timeout: Some(Duration::from_secs(30)), ..argv(words) };
         let (status, mut out, err) = self.sandbox.exec(request).await.unwrap().wait().await.unwrap();
@@ -407,6 +413,13 @@ pub(crate) async fn nobody_has_a_privilege(subject: Subject) {
     assert_ne!(place.run(&["/bin/cat", "/proc/1/mem"]).await.0.code, Some(0));
 }
 
+/// Where a kernel of its own lets the first process be killed and stopped, no other signal ends it.
+pub(crate) async fn no_other_signal_ends_the_cell(subject: Subject) {
+    let place = subject.place().await;
+    place.bash("for n in {1..64}; do [ $n = 9 ] || [ $n = 19 ] || kill -$n 1; done").await;
+    assert_eq!(place.bash("echo here").await, "here");
+}
+
 pub(crate) async fn the_cell_cannot_be_killed(subject: Subject) {
     let place = subject.place().await;
     place.bash("kill -9 1; kill -15 1; kill -2 1").await;
@@ -527,6 +540,46 @@ pub(crate) async fn dies_with_its_worker<D>(
     child.wait().unwrap();
     let _next = next().await;
     until("nothing is left of the worker's", || left(pid).is_empty()).await;
+}
+
+/// What the kernel counts for each user of the host: one sandbox must leave others theirs.
+pub(crate) async fn what_is_counted_for_users_is_limited(subject: Subject) {
+    let (place, other) = (subject.place().await, subject.place().await);
+    // Of 128 that a user of the host has.
+    let watch = format!("$n++ while $n < 1000 && syscall({}, 0) >= 0; print $n + 0", libc::SYS_inotify_init1);
+    assert_eq!(place.perl(&[&watch]).await, "32");
+    // Timers that are held, and those of another: they count as queued signals.
+    let timers = format!(
+        "$| = 1; $n++ while $n < 9000 && syscall({}, 1, 0, my $t = '    ') >= 0; print $n + 0, qq(\n); sleep 30",
+        libc::SYS_timer_create
+    );
+    let mut held = place.sandbox.exec(argv(&["/bin/env", "PERL_BADLANG=0", "/bin/perl", "-e", &timers])).await.unwrap();
+    let Some(Output::Stdout(said)) = held.next().await.unwrap() else { panic!("it says nothing") };
+    assert_eq!(String::from_utf8_lossy(&said).trim(), "1024");
+    let one = format!("print syscall({}, 1, 0, my $t = '    ')", libc::SYS_timer_create);
+    assert_eq!(other.perl(&[&one]).await, "0");
+}
+
+/// Empty files take memory too.
+pub(crate) async fn names_in_memory_are_limited(subject: Subject) {
+    let place = subject.place_with(|spec| (spec.limits.tmp_bytes, spec.limits.shm_bytes) = (8 << 20, 8 << 20)).await;
+    for (at, most) in [("/tmp", 2048), ("/home/agent", 2048), ("/run", 4096), ("/dev/shm", 2048)] {
+        let fill = "$n++ while $n < 9000 && open my $f, '>', qq($ARGV[0]/f$n); print $n + 0";
+        let made = place.perl(&[fill, at]).await;
+        assert!((1000..=most).contains(&made.parse().unwrap()), "{at}: {made}");
+    }
+}
+
+pub(crate) async fn the_machine_tells_little_about_itself(subject: Subject) {
+    let place = subject.place().await;
+    assert_eq!(place.bash("echo /sys/*").await, "/sys/*");
+    for masked in ["/proc/interrupts", "/proc/iomem", "/proc/kallsyms", "/proc/modules"] {
+        assert!(place.run(&["/bin/cat", masked]).await.1.lines().all(|line| line.contains(masked)), "{masked}");
+    }
+    for path in ["/proc/sys/kernel/core_pattern", "/proc/irq/default_smp_affinity"] {
+        let (status, said) = place.run(&["/bin/bash", "-c", &format!("echo 1 > {path}")]).await;
+        assert_ne!(status.code, Some(0), "{path}: {said}");
+    }
 }
 
 /// For what imitates a kernel its own threads count too, and a bomb may end it; the host is as safe as ever.
