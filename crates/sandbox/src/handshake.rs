@@ -3,7 +3,7 @@
 use std::io;
 
 use palisade_cell::{Claim, Ready, Setup, check_length, decode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use crate::native::{self, START};
 use crate::sandbox::{Sink, Source};
@@ -54,12 +54,18 @@ pub(crate) async fn greet(reader: &mut Source, writer: &mut Sink, frames: &(Setu
 
 /// The cell's next word.
 async fn ready(reader: &mut Source) -> Result<Ready, Error> {
-    let mut length = [0; 4];
-    reader.read_exact(&mut length).await.map_err(ended)?;
-    let mut frame = vec![0; check_length(length).map_err(Error::Protocol)?];
-    reader.read_exact(&mut frame).await.map_err(ended)?;
+    let frame = frame(reader).await.map_err(ended)?;
     let (ready, _) = decode(&frame).map_err(Error::Protocol)?;
     Ok(ready)
+}
+
+/// The next frame of a cell.
+pub(crate) async fn frame(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length).await?;
+    let mut frame = vec![0; check_length(length)?];
+    from.read_exact(&mut frame).await?;
+    Ok(frame)
 }
 
 fn ended(why: io::Error) -> Error {

@@ -8,9 +8,8 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use palisade_cell::egress::Sockets;
-use palisade_cell::{Ready, check_length, decode, encode, read_frame};
+use palisade_cell::{Ready, decode, encode, read_frame};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::AsyncReadExt;
 
 use super::cgroup::Cgroups;
 use super::identity::Identity;
@@ -18,6 +17,7 @@ use super::idmap::Idmap;
 use super::nursery::{Nursery, Seen};
 use super::root::{Session, Sources};
 use super::{Base, START, nursery, root, seccomp, setup};
+use crate::handshake::frame;
 use crate::sandbox::Body;
 use crate::{Error, Spec, Usage};
 
@@ -74,7 +74,7 @@ impl Waiting {
         hand_over(&self.process, &mut self.stream, spec)?;
         self.stream.set_nonblocking(true).map_err(Error::Socket)?;
         let mut stream = tokio::net::UnixStream::from_std(self.stream).map_err(Error::Socket)?;
-        let answered = tokio::time::timeout(START, next_frame(&mut stream)).await;
+        let answered = tokio::time::timeout(START, frame(&mut stream)).await;
         let frame = answered.map_err(|_| Error::Timeout(START.as_secs()))?.map_err(wrong)?;
         let answer = decode(&frame).map_err(Error::Protocol)?.0;
         up(self.process, stream, self.notes, self.network, answer)
@@ -112,14 +112,6 @@ fn up(
 pub(super) fn answer(stream: &mut UnixStream) -> Result<Ready, Error> {
     let frame = read_frame(stream).map_err(wrong)?.ok_or(Error::Ended)?;
     Ok(decode(&frame).map_err(Error::Protocol)?.0)
-}
-
-async fn next_frame(stream: &mut tokio::net::UnixStream) -> io::Result<Vec<u8>> {
-    let mut length = [0; 4];
-    stream.read_exact(&mut length).await?;
-    let mut frame = vec![0; check_length(length)?];
-    stream.read_exact(&mut frame).await?;
-    Ok(frame)
 }
 
 pub(super) fn wrong(why: io::Error) -> Error {

@@ -5,15 +5,14 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use palisade_cell::{
-    End, INPUT_WINDOW, LEAST_CHARGE, OUTPUT_WINDOW, Process, Reply, Request, check_length, decode, encode,
-};
+use palisade_cell::{End, INPUT_WINDOW, LEAST_CHARGE, OUTPUT_WINDOW, Process, Reply, Request, decode, encode};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{Sink, Source};
 use crate::Error;
+use crate::handshake::frame;
 
 /// What is read of a cell's words at a time.
 const HEARD: usize = 64 << 10;
@@ -155,10 +154,7 @@ impl Drop for Guard<'_> {
 pub(super) async fn listen(reader: Source, waiting: &Table) -> io::Result<()> {
     let mut reader = BufReader::with_capacity(HEARD, reader);
     loop {
-        let mut length = [0; 4];
-        reader.read_exact(&mut length).await?;
-        let mut frame = vec![0; check_length(length)?];
-        reader.read_exact(&mut frame).await?;
+        let frame = frame(&mut reader).await?;
         let (reply, raw) = decode::<Reply>(&frame)?;
         match waiting.with(|table| tell(table, reply, raw)) {
             Some(told) => told?,
