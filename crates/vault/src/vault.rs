@@ -199,6 +199,12 @@ impl Vault {
         self.inner.revoke_orphans().await
     }
 
+    /// As [`Vault::revoke`], before anything was fetched: what an earlier process was told.
+    pub fn begin_without(&self, reference: Reference) {
+        tracing::info!(%reference, "revoked, as before");
+        self.inner.state().revoked.insert(reference);
+    }
+
     /// Undoes [`Vault::revoke`]; says whether there was something to undo.
     pub fn allow(&self, reference: &Reference) -> bool {
         self.inner.state().revoked.remove(reference)

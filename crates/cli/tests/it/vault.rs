@@ -353,6 +353,37 @@ fn what_is_rotated_revoked_and_allowed_bites_on_the_next_request() {
 }
 
 #[test]
+fn what_is_revoked_stays_so_when_the_worker_is_killed() {
+    let rig = Rig::new();
+    rig.text(&["vault", "init"]);
+    assert!(fed(&rig, &["vault", "add", "github"], "CANARY-one").status.success());
+    std::fs::write(rig.path("policy.yaml"), "default: {rules: [{name: a, host: a.example}]}\n").unwrap();
+    let file = credentials(&rig, &sealed(&rig), &[("GITHUB_TOKEN", "sealed:github")]);
+    let start = || rig.start(&["up", "--egress", "policy.yaml", "--credentials", &file]);
+    let revoked = || rig.object(&["vault", "status"])["credentials"][0]["revoked"] == true;
+    let first = start();
+    // It is up when it answers for a session.
+    rig.text(&["run", "--model", "scripted", "work"]);
+    assert_eq!(rig.object(&["vault", "revoke", "sealed:github"])["kept"], true);
+    signal(first.pid(), "KILL");
+    drop(first);
+    let second = start();
+    rig.text(&["run", "--model", "scripted", "work"]);
+    assert!(revoked());
+    rig.object(&["vault", "allow", "sealed:github"]);
+    signal(second.pid(), "KILL");
+    drop(second);
+    let third = start();
+    rig.text(&["run", "--model", "scripted", "work"]);
+    assert!(!revoked());
+    assert!(third.end().0);
+    // What cannot be read gives nothing out again.
+    std::fs::write(rig.path("state/worker/revoked.json"), "[\"sealed:git").unwrap();
+    let error = failure(&rig, &["up", "--egress", "policy.yaml", "--credentials", &file], "");
+    assert!(error["why"].as_str().unwrap().contains("revoked.json"), "{error}");
+}
+
+#[test]
 fn a_worker_that_is_aborted_leaves_no_core() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let rig = Rig::new();

@@ -6,6 +6,7 @@
 mod fetch;
 mod identity;
 mod refused;
+mod revoked;
 mod ssh;
 mod supply;
 mod trail;
@@ -29,8 +30,8 @@ use palisade_egress::policy::{Policies, Policy, Subject};
 use palisade_egress::proxy::{self, Listeners, PrepareError, Prepared, Resolver, Service, ServiceError, SessionSpec};
 use palisade_egress::ssh::SshKey;
 use palisade_sandbox::{Given, Sockets};
-use palisade_vault::Vault;
 use palisade_vault::identity::Identity;
+use palisade_vault::{LeaseLeft, Reference, Vault};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -38,6 +39,7 @@ use zeroize::Zeroizing;
 
 use fetch::Direct;
 use identity::Identities;
+use revoked::Revoked;
 use trail::Kept;
 use trust::Trust;
 
@@ -57,7 +59,7 @@ pub struct EgressOptions {
     pub upstream_ca: Option<PathBuf>,
     /// Finds the addresses of upstreams; the machine's own names and resolvers when absent.
     pub resolver: Option<Arc<dyn Resolver>>,
-    /// The directory of the key by which the placeholders of this worker are known, also those of its earlier processes.
+    /// The directory of what outlives the process: the key by which the placeholders of this worker are known, and what was revoked.
     pub state: PathBuf,
     /// The directory of the audit trail.
     pub trail: PathBuf,
@@ -71,6 +73,7 @@ pub struct Egress {
     policies: Policies,
     credentials: Credentials,
     vault: Vault,
+    revoked: Revoked,
     /// Keeps leases up while the service lives.
     tending: Mutex<Option<AbortOnDropHandle<()>>>,
     /// Where a credential needs requests of the broker's own.
@@ -109,6 +112,14 @@ pub enum OpenError {
     /// Placeholders cannot be made.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// What was revoked is not known.
+    #[error("{path}, which says what was revoked, cannot be read: {cause}. Mend it, or remove it to allow everything again", path = path.display())]
+    Revoked {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        cause: io::Error,
+    },
     /// The key of placeholders cannot be kept.
     #[error("the key of placeholders, {path}, cannot be used: {cause}", path = path.display())]
     Key {
@@ -182,6 +193,7 @@ impl Egress {
         let fetch = credentials.fetches().then(|| Direct::new(upstream_ca.as_deref())).transpose();
         let fetch = fetch.map_err(OpenError::Fetch)?.map(|direct| Arc::new(direct) as Arc<dyn Fetch>);
         let vault = credentials.vault();
+        let revoked = Revoked::open(&state, &vault)?;
         let tending = tokio::spawn({
             let vault = vault.clone();
             async move { vault.run().await }
@@ -191,6 +203,7 @@ impl Egress {
             policies,
             credentials,
             vault,
+            revoked,
             tending: Mutex::new(Some(AbortOnDropHandle::new(tending))),
             fetch,
             mint: mint(&state)?,
@@ -210,6 +223,16 @@ impl Egress {
     pub(crate) async fn archive(&self, older: Duration, to: &Path) -> Result<palisade_audit::Archived, ArchiveError> {
         let before = (self.now)().checked_sub(older).unwrap_or(SystemTime::UNIX_EPOCH);
         self.trail.archive(Timestamp::from(before), to).await
+    }
+
+    /// Takes secrets from all sessions, from the next request on. Also says whether that holds when the worker starts anew.
+    pub(crate) async fn revoke(&self, references: &[Reference]) -> (Vec<LeaseLeft>, Result<(), String>) {
+        self.revoked.revoke(references).await
+    }
+
+    /// Undoes it; what was revoked stays in the list.
+    pub(crate) async fn allow(&self, references: &mut Vec<Reference>) -> Result<(), String> {
+        self.revoked.allow(references).await
     }
 
     /// The credentials that there are.

@@ -89,16 +89,17 @@ pub(super) async fn revoke(
         // Nobody keeps a secret because of a full disk.
         tracing::error!(%error, "revoking a credential is not in the audit trail; it is revoked all the same");
     }
-    let mut leases_left = Vec::new();
-    for reference in &references {
-        leases_left.extend(egress.vault().revoke(reference).await);
+    let (leases_left, kept) = egress.revoke(&references).await;
+    if let Err(error) = &kept {
+        tracing::error!(%error, "a credential is revoked, but only until the worker starts anew");
     }
     let lease = |left: palisade_vault::LeaseLeft| LeaseBody {
         of: left.of,
         why: left.error.to_string(),
         ends_ms: millis(left.ends_in),
     };
-    Ok(Json(RevokedBody { revoked: shown(&references), leases_left: leases_left.into_iter().map(lease).collect() }))
+    let leases_left = leases_left.into_iter().map(lease).collect();
+    Ok(Json(RevokedBody { revoked: shown(&references), kept: kept.is_ok(), leases_left }))
 }
 
 pub(super) async fn allow(
@@ -121,7 +122,10 @@ pub(super) async fn allow(
         let message = format!("it stays revoked, as the audit trail cannot keep that it is allowed: {why}");
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message)
     })?;
-    references.retain(|reference| egress.vault().allow(reference));
+    egress.allow(&mut references).await.map_err(|why| {
+        let message = format!("it stays revoked, as the state directory cannot keep that it is allowed: {why}");
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    })?;
     Ok(Json(AllowedBody { allowed: shown(&references) }))
 }
 

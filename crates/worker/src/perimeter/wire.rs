@@ -114,6 +114,8 @@ pub struct ReferenceBody {
 pub struct RevokedBody {
     /// The references.
     pub revoked: Vec<String>,
+    /// Whether it holds when the worker starts anew. If not, its log says why.
+    pub kept: bool,
     /// Leases that their source has not taken back. It is tried again until they end.
     pub leases_left: Vec<LeaseBody>,
 }

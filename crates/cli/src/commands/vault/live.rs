@@ -39,9 +39,16 @@ pub(super) async fn revoke(args: &ChangeArgs, out: Output) -> Outcome {
     let done = done.map_err(|why| failed("it cannot be revoked", &why))?;
     let text = format!("revoked {}: the next request with it is refused", plain(&done.revoked.join(", ")));
     out.either(
-        &json!({"type": "credential_revoked", "references": done.revoked, "leases_left": done.leases_left}),
+        &json!({
+            "type": "credential_revoked", "references": done.revoked, "kept": done.kept, "leases_left": done.leases_left,
+        }),
         text,
     );
+    if !done.kept {
+        note(
+            "warning: it holds until the worker starts anew, as its state directory cannot be written; its log says why",
+        );
+    }
     for left in &done.leases_left {
         note(format!(
             "warning: the source has not taken back a lease of {} ({}); it is tried again, and ends by itself in {} s",
