@@ -116,7 +116,7 @@ impl Scene {
     pub(super) async fn make(&self, sandbox: &Sandbox, name: &str, more: &[String]) -> Result<Ended, Error> {
         let late = PATIENCE + ANSWER;
         let made = tokio::time::timeout(late, self.made(sandbox, name, more)).await;
-        made.unwrap_or_else(|_| Err(Error::Timeout(late.as_secs())))
+        made.unwrap_or(Err(Error::Timeout(late.as_secs())))
     }
 
     async fn made(&self, sandbox: &Sandbox, name: &str, more: &[String]) -> Result<Ended, Error> {
