@@ -29,15 +29,10 @@ impl Index {
         let packs = store.join("packs");
         let mut ids = names(&packs)?;
         ids.sort_unstable();
-        let mut known: HashMap<Id, Vec<Entry>> = HashMap::new();
-        match old {
-            Some(old) => {
-                for (pack, entry) in old.chunks.values() {
-                    known.entry(old.packs[*pack as usize]).or_default().push(*entry);
-                }
-            }
-            None => known = load(&store.join("index")).unwrap_or_default(),
-        }
+        let mut known = match old {
+            Some(old) => old.by_pack(),
+            None => load(&store.join("index")).unwrap_or_default(),
+        };
         let mut index = Index::default();
         let mut missing = 0;
         for id in ids {
@@ -83,6 +78,26 @@ impl Index {
         for entry in entries {
             self.chunks.entry(entry.id).or_insert((place, entry));
         }
+    }
+
+    /// The chunks that are taken from each pack; one that none is taken from is not in it.
+    pub(crate) fn by_pack(&self) -> HashMap<Id, Vec<Entry>> {
+        let mut known: HashMap<Id, Vec<Entry>> = HashMap::new();
+        for (pack, entry) in self.chunks.values() {
+            known.entry(self.packs[*pack as usize]).or_default().push(*entry);
+        }
+        known
+    }
+
+    /// Whether what is known of a pack is what its footer says; nothing is as good. A chunk of several packs is taken from one of
+    /// them. `known` are the chunks that are taken from this one.
+    pub(crate) fn agrees(&self, pack: &Id, known: &[Entry], footer: &[Entry]) -> bool {
+        if !self.names.contains(pack) || self.broken.iter().any(|(id, _)| id == pack) {
+            return true;
+        }
+        let own: HashMap<&Id, &Entry> = footer.iter().map(|entry| (&entry.id, entry)).collect();
+        known.iter().all(|entry| own.get(&entry.id) == Some(&entry))
+            && footer.iter().all(|entry| self.chunks.contains_key(&entry.id))
     }
 
     /// Writes the file that saves reading the footers.

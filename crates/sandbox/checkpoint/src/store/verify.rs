@@ -37,12 +37,16 @@ impl Store {
         let mut verified = Verified::default();
         let mut index = Index::default();
         let mut bad = HashSet::new();
+        let cached = self.index();
+        let (known, mut agrees) = (cached.by_pack(), true);
         let packs = self.path("packs");
         // Not from the cached index: the footers themselves are to be checked.
         for id in super::index::names(&packs)? {
             let opened = super::Pack::open(&packs, &id).and_then(|pack| Ok((pack.entries(&id)?, pack)));
             match opened {
                 Ok((entries, pack)) => {
+                    let known = known.get(&id).map_or(&[][..], Vec::as_slice);
+                    agrees &= cached.agrees(&id, known, &entries);
                     for entry in &entries {
                         match pack.read(entry) {
                             Ok(raw) => {
@@ -59,6 +63,13 @@ impl Store {
                 }
                 Err(error) => verified.faults.push(Fault { checkpoint: None, error }),
             }
+        }
+        if !agrees {
+            let error = Error::corrupt(
+                &self.path("index"),
+                "it says otherwise than the packs; remove it, and it is made again",
+            );
+            verified.faults.push(Fault { checkpoint: None, error });
         }
         self.forget();
         for id in self.ids()? {

@@ -238,8 +238,18 @@ fn the_index_is_only_a_cache() {
         let store = Store::open(rig.store.dir()).unwrap();
         store.materialise(&ids[place % 20], ownership()).unwrap();
     }
+    // One that is whole and says otherwise than the packs is found.
+    let mut bad = good[..good.len() - 32].to_vec();
+    let first = "palisade index 1\n".len() + 32 + 8;
+    bad[first] ^= 0x10;
+    let check = *blake3::hash(&bad).as_bytes();
+    bad.extend_from_slice(&check);
+    fs::write(&index, &bad).unwrap();
+    let faults = Store::open(rig.store.dir()).unwrap().verify().unwrap().faults;
+    assert!(faults.iter().any(|fault| fault.error.to_string().contains("says otherwise than the packs")), "{faults:?}");
     fs::remove_file(&index).unwrap();
-    assert_eq!(Store::open(rig.store.dir()).unwrap().verify().unwrap().checkpoints, 20);
+    let verified = Store::open(rig.store.dir()).unwrap().verify().unwrap();
+    assert_eq!((verified.checkpoints, verified.faults.len()), (20, 0));
 }
 
 proptest! {

@@ -13,6 +13,8 @@ use crate::round_trip::noise;
 
 const ROUNDS: u64 = 120;
 const CHILD: &str = "PALISADE_CHECKPOINT_CRASH_CHILD";
+/// Its number: process ids begin again, and what is made later must be younger.
+const ROUND: &str = "PALISADE_CHECKPOINT_CRASH_ROUND";
 
 #[test]
 fn a_killed_process_leaves_the_old_state_or_the_new() {
@@ -28,6 +30,7 @@ fn a_killed_process_leaves_the_old_state_or_the_new() {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "heavy::crash::a_killed_process_leaves_the_old_state_or_the_new", "--nocapture"])
             .env(CHILD, dir)
+            .env(ROUND, round.to_string())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -72,9 +75,10 @@ fn a_killed_process_leaves_the_old_state_or_the_new() {
 fn child(dir: &Path) {
     let store = Store::open(dir.join("store")).unwrap();
     let upper = dir.join("upper");
+    let round: u64 = std::env::var(ROUND).unwrap().parse().unwrap();
     println!("begun");
     for step in 0u64.. {
-        let seed = u64::from(std::process::id()) * 1000 + step;
+        let seed = (round + 1) * 1000 + step;
         for file in 0..10 {
             fs::write(upper.join(format!("file-{file}")), noise(seed + file, 30_000)).unwrap();
         }
