@@ -49,7 +49,7 @@ async fn calls_that_need_a_vault_that_is_down_stop_and_others_go_on() {
         .await;
     // It comes back by itself, with the placeholder that the sandbox has had since.
     vault.service.seal(false);
-    let again = format!("until {} | grep -q 200; do sleep 0.2; done; {}", ask("OF_VAULT"), ask("OF_VAULT"));
+    let again = format!("until {} | grep -q '200$'; do sleep 0.2; done; {}", ask("OF_VAULT"), ask("OF_VAULT"));
     let shown = world.run(&session, &again).await;
     assert!(shown.ends_with("200") && !shown.contains(CANARY), "{shown}");
     working.end().await;
