@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::http::{AddressError, Client, ClientError, address};
 use crate::reference::Kind;
 use crate::source::Source;
-use crate::sources::aws::{Aws, AwsConfig};
+use crate::sources::aws::{Aws, AwsAuth, AwsConfig};
 use crate::sources::azure::{Azure, AzureAuth, AzureConfig};
 use crate::sources::env::{Env, EnvConfig};
 use crate::sources::exec::{Exec, ExecConfig};
@@ -203,6 +203,24 @@ impl VaultConfig {
             if aws.region.is_empty() || !aws.region.bytes().all(simple) {
                 return Err(wrong(format!("aws.{name}.region"), "must be a region such as `eu-central-1`"));
             }
+            match &aws.auth {
+                AwsAuth::Instance { endpoint } => {
+                    metadata(format!("aws.{name}.auth.endpoint"), endpoint.as_deref())?;
+                }
+                AwsAuth::WebIdentity { session, endpoint, .. } => {
+                    if let Some(endpoint) = endpoint {
+                        server(format!("aws.{name}.auth.endpoint"), endpoint)?;
+                    }
+                    // As AWS's reference of `AssumeRoleWithWebIdentity` has it.
+                    let taken = |byte: u8| byte.is_ascii_alphanumeric() || b"_+=,.@-".contains(&byte);
+                    if session.as_ref().is_some_and(|name| !(2..=64).contains(&name.len()) || !name.bytes().all(taken))
+                    {
+                        let why = "must have 2 to 64 letters, digits and `_+=,.@-`";
+                        return Err(wrong(format!("aws.{name}.auth.session"), why));
+                    }
+                }
+                AwsAuth::Environment {} | AwsAuth::File { .. } | AwsAuth::Keys { .. } | AwsAuth::Container {} => {}
+            }
         }
         for (name, azure) in &self.azure {
             server(format!("azure.{name}.address"), &azure.address)?;
@@ -271,9 +289,11 @@ impl VaultConfig {
         }
         for (name, config) in self.aws {
             let what = format!("AWS Secrets Manager in {} (aws:{name})", config.region);
+            let lender = Aws::lender(&name, &config);
+            let lender = lender.map(|lender| client(Kind::Aws, &name, lender, &config.ca_file)).transpose()?;
             let client = client(Kind::Aws, &name, what, &config.ca_file)?;
             let endpoint = config.endpoint.clone().unwrap_or_else(|| Aws::endpoint(&config.region));
-            let source = Aws::new(&name, config, endpoint, client, surroundings.clone(), clock.clone());
+            let source = Aws::new(&name, config, endpoint, client, surroundings.clone(), clock.clone(), lender);
             put(Kind::Aws, &name, Arc::new(source));
         }
         for (name, config) in self.azure {

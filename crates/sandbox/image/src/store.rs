@@ -148,7 +148,7 @@ impl Store {
         Ok(Scratch { path, _lock: lock })
     }
 
-    /// Removes what was being made by processes that are gone.
+    /// Removes what was being made by processes that are gone. Those that live remove what is theirs meanwhile.
     fn sweep(&self) -> Result<(), Error> {
         let tmp = self.path("tmp");
         if fs::read_dir(&tmp).map_err(Error::store("reading", &tmp))?.next().is_none() {
@@ -158,14 +158,21 @@ impl Store {
         for entry in fs::read_dir(&tmp).map_err(Error::store("reading", &tmp))? {
             let path = entry.map_err(Error::store("reading", &tmp))?.path();
             let removed = if path.is_dir() {
-                match lock_directory(&path, FlockOperation::NonBlockingLockExclusive)? {
-                    Some(_lock) => fs::remove_dir_all(&path),
-                    None => continue,
+                match lock_directory(&path, FlockOperation::NonBlockingLockExclusive) {
+                    Ok(Some(_lock)) => fs::remove_dir_all(&path),
+                    Ok(None) => continue,
+                    Err(Error::Store { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
                 }
             } else {
                 fs::remove_file(&path)
             };
-            removed.map_err(Error::store("removing a leftover", &path))?;
+            match removed {
+                Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::store("removing a leftover", &path)(cause));
+                }
+                _ => {}
+            }
         }
         Ok(())
     }

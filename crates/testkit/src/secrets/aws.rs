@@ -14,23 +14,34 @@ use super::{Answer, Asked, Service, lock};
 #[derive(Debug)]
 pub struct FakeAws {
     region: String,
+    identity: Mutex<Identity>,
+    secrets: Mutex<BTreeMap<String, Value>>,
+}
+
+/// Whose requests are taken.
+#[derive(Debug)]
+struct Identity {
     key_id: String,
     key: String,
     session: Option<String>,
-    secrets: Mutex<BTreeMap<String, Value>>,
+}
+
+impl Identity {
+    fn new(key_id: &str, key: &str, session: Option<&str>) -> Self {
+        Self { key_id: key_id.to_owned(), key: key.to_owned(), session: session.map(str::to_owned) }
+    }
 }
 
 impl FakeAws {
     /// With one identity, and a session token if its keys end.
     pub fn new(region: &str, key_id: &str, key: &str, session: Option<&str>) -> Self {
-        let session = session.map(str::to_owned);
-        Self {
-            region: region.to_owned(),
-            key_id: key_id.to_owned(),
-            key: key.to_owned(),
-            session,
-            secrets: Mutex::default(),
-        }
+        let identity = Mutex::new(Identity::new(key_id, key, session));
+        Self { region: region.to_owned(), identity, secrets: Mutex::default() }
+    }
+
+    /// Takes other keys from now on, and the former ones no more.
+    pub fn take(&self, key_id: &str, key: &str, session: Option<&str>) {
+        *lock(&self.identity) = Identity::new(key_id, key, session);
     }
 
     /// Keeps a secret; `value` has `SecretString` or `SecretBinary`.
@@ -40,6 +51,7 @@ impl FakeAws {
 
     /// Checks the signature from what arrived, by the documented steps. The error is the type that AWS would answer.
     fn check(&self, asked: &Asked, now: SystemTime) -> Result<(), &'static str> {
+        let identity = lock(&self.identity);
         let authorization = asked.header("authorization");
         let rest = authorization.strip_prefix("AWS4-HMAC-SHA256 ").ok_or("MissingAuthenticationTokenException")?;
         let part = |name: &str| {
@@ -49,7 +61,7 @@ impl FakeAws {
         let time = asked.header("x-amz-date");
         let scope: Vec<&str> = credential.split('/').collect();
         let [id, date, region, service, "aws4_request"] = scope[..] else { return Err("IncompleteSignatureException") };
-        if id != self.key_id {
+        if id != identity.key_id {
             return Err("UnrecognizedClientException");
         }
         if region != self.region || service != "secretsmanager" || !time.starts_with(date) {
@@ -75,7 +87,7 @@ impl FakeAws {
         };
         let key = [date, region, service, "aws4_request"]
             .iter()
-            .fold(format!("AWS4{}", self.key).into_bytes(), |key, text| mac(&key, text));
+            .fold(format!("AWS4{}", identity.key).into_bytes(), |key, text| mac(&key, text));
         if hex(&mac(&key, &to_sign)) != signature {
             return Err("InvalidSignatureException");
         }
@@ -87,7 +99,7 @@ impl FakeAws {
         if apart > Duration::from_secs(300) {
             return Err("InvalidSignatureException");
         }
-        if asked.header("x-amz-security-token") != self.session.as_deref().unwrap_or_default() {
+        if asked.header("x-amz-security-token") != identity.session.as_deref().unwrap_or_default() {
             return Err("ExpiredTokenException");
         }
         Ok(())

@@ -2,6 +2,7 @@
 //! fail on demand.
 
 mod aws;
+mod aws_roles;
 mod azure;
 mod google;
 mod hashicorp;
@@ -19,6 +20,7 @@ use axum::response::Response;
 use serde_json::Value;
 
 pub use aws::FakeAws;
+pub use aws_roles::{FakeAwsRoles, Lends};
 pub use azure::FakeAzure;
 pub use google::{FakeGoogle, SERVICE_ACCOUNT_KEY};
 pub use hashicorp::FakeHashicorp;

@@ -15,9 +15,13 @@ use crate::clock::Clock;
 use crate::error::FetchError;
 use crate::http::{Answer, Call, Client, body, secret_header};
 use crate::source::{Content, Document, Source};
+use crate::sources::bearer::Bearer;
 use crate::surroundings::{Origin, Surroundings};
 
+mod role;
 mod sigv4;
+
+use role::Role;
 
 /// One account and region under `aws:`.
 #[derive(Debug, Clone, Deserialize)]
@@ -59,6 +63,24 @@ pub enum AwsAuth {
         /// Where the session's token is, for keys that end.
         session_token: Option<Origin>,
     },
+    /// The role of the virtual machine that this runs on, by version 2 of its metadata service.
+    Instance {
+        /// `http://169.254.169.254` by default.
+        endpoint: Option<String>,
+    },
+    /// The role of the task (ECS) or of the pod (EKS Pod Identity) that this runs in, as their variables say.
+    Container {},
+    /// A role, for a token of somebody that AWS trusts, such as a cluster.
+    WebIdentity {
+        /// The role's ARN; of `AWS_ROLE_ARN` by default.
+        role: Option<String>,
+        /// Where the token is, read for each login, since it is replaced; the file of `AWS_WEB_IDENTITY_TOKEN_FILE` by default.
+        token: Option<Origin>,
+        /// What AWS's own log calls the worker; `AWS_ROLE_SESSION_NAME` or `palisade` by default.
+        session: Option<String>,
+        /// Instead of the region's own token service, for a private endpoint.
+        endpoint: Option<String>,
+    },
 }
 
 #[derive(Debug)]
@@ -69,8 +91,11 @@ pub(crate) struct Aws {
     client: Client,
     surroundings: Surroundings,
     clock: Arc<dyn Clock>,
+    role: Option<Role>,
+    lent: Bearer<Keys>,
 }
 
+#[derive(Debug)]
 struct Keys {
     id: String,
     secret: Secret,
@@ -98,14 +123,45 @@ impl Aws {
         client: Client,
         surroundings: Surroundings,
         clock: Arc<dyn Clock>,
+        lender: Option<Client>,
     ) -> Self {
-        Self { name: name.to_owned(), config, endpoint, client, surroundings, clock }
+        let role = lender
+            .map(|lender| Role::new(config.auth.clone(), &config.region, lender, surroundings.clone(), clock.clone()));
+        let lent = Bearer::default();
+        Self { name: name.to_owned(), config, endpoint, client, surroundings, clock, role, lent }
+    }
+
+    /// How errors call whoever lends the keys; `None` where keys are configured.
+    pub(crate) fn lender(name: &str, config: &AwsConfig) -> Option<String> {
+        Role::place(&config.auth, &config.region, name)
     }
 
     /// Where the region's own endpoint is.
     pub(crate) fn endpoint(region: &str) -> String {
-        let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-        format!("https://secretsmanager.{region}.{suffix}")
+        format!("https://secretsmanager.{region}.{}", suffix(region))
+    }
+
+    /// The request for one secret, signed.
+    fn request(&self, keys: &Keys, path: &str) -> Option<Call> {
+        let stage = self.config.stage.as_deref().unwrap_or("AWSCURRENT");
+        let content = serde_json::json!({"SecretId": path, "VersionStage": stage}).to_string();
+        let mut call = Call::post(
+            format!("{}/", self.endpoint.trim_end_matches('/')),
+            "application/x-amz-json-1.1",
+            body(Zeroizing::new(content.clone())),
+        );
+        call.headers.insert("x-amz-target", reqwest::header::HeaderValue::from_static("secretsmanager.GetSecretValue"));
+        if let Some(session) = &keys.session {
+            call.headers.insert("x-amz-security-token", secret_header("", session)?);
+        }
+        let signer = sigv4::Signer {
+            id: &keys.id,
+            secret: &keys.secret,
+            region: &self.config.region,
+            service: "secretsmanager",
+        };
+        signer.sign(&mut call, content.as_bytes(), self.clock.now())?;
+        Some(call)
     }
 
     async fn keys(&self) -> Result<Keys, String> {
@@ -136,15 +192,17 @@ impl Aws {
                 };
                 Ok(Keys { id: access_key_id.clone(), secret, session })
             }
+            AwsAuth::Instance { .. } | AwsAuth::Container {} | AwsAuth::WebIdentity { .. } => {
+                Err("keys that are lent are not configured".to_owned())
+            }
         }
     }
 
     fn refused(&self, answer: &Answer, secret: &str) -> FetchError {
         let place = self.client.place();
-        // The type comes as `ns#Name` too. Only known ones are repeated.
-        let kind = serde_json::from_slice::<Trouble>(&answer.body).map(|trouble| trouble.kind).unwrap_or_default();
         let denied = |why: String| FetchError::denied(place, why);
-        match kind.rsplit('#').next().unwrap_or_default() {
+        // Only known ones are repeated.
+        match kind(answer).as_str() {
             "ResourceNotFoundException" => {
                 let region = &self.config.region;
                 FetchError::not_found(
@@ -187,6 +245,22 @@ impl Aws {
     }
 }
 
+/// The end of the names of a region's servers.
+fn suffix(region: &str) -> &'static str {
+    if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" }
+}
+
+/// Which error AWS answered. It comes as `ns#Name` too.
+fn kind(answer: &Answer) -> String {
+    let kind = serde_json::from_slice::<Trouble>(&answer.body).map(|trouble| trouble.kind).unwrap_or_default();
+    kind.rsplit('#').next().unwrap_or_default().to_owned()
+}
+
+/// Whether keys that were lent have ended before their time, or were taken back.
+fn spent(answer: &Answer) -> bool {
+    matches!(kind(answer).as_str(), "ExpiredTokenException" | "UnrecognizedClientException" | "InvalidClientTokenId")
+}
+
 /// The keys of one profile in a shared credentials file.
 fn read_profile(text: &str, wanted: &str) -> Option<Keys> {
     let (mut within, mut id, mut secret, mut session) = (false, None, None, None);
@@ -221,28 +295,16 @@ impl Source for Aws {
 
     async fn fetch(&self, path: &str) -> Result<Document, FetchError> {
         let place = self.client.place();
-        let keys = self.keys().await.map_err(|why| FetchError::local(place, why))?;
-        let stage = self.config.stage.as_deref().unwrap_or("AWSCURRENT");
-        let content = serde_json::json!({"SecretId": path, "VersionStage": stage}).to_string();
-        let mut call = Call::post(
-            format!("{}/", self.endpoint.trim_end_matches('/')),
-            "application/x-amz-json-1.1",
-            body(Zeroizing::new(content.clone())),
-        );
-        call.headers.insert("x-amz-target", reqwest::header::HeaderValue::from_static("secretsmanager.GetSecretValue"));
-        let unusable =
-            || FetchError::local(place, "the keys that requests are signed with hold characters that none has");
-        if let Some(session) = &keys.session {
-            call.headers.insert("x-amz-security-token", secret_header("", session).ok_or_else(unusable)?);
-        }
-        let signer = sigv4::Signer {
-            id: &keys.id,
-            secret: &keys.secret,
-            region: &self.config.region,
-            service: "secretsmanager",
+        let answer = if let Some(role) = &self.role {
+            let request = |keys: &Keys| self.request(keys, path);
+            self.lent.call(&self.client, &*self.clock, || role.log_in(), request, spent).await?
+        } else {
+            let keys = self.keys().await.map_err(|why| FetchError::local(place, why))?;
+            let request = self.request(&keys, path).ok_or_else(|| {
+                FetchError::local(place, "the keys that requests are signed with hold characters that none has")
+            })?;
+            self.client.call(request).await?
         };
-        signer.sign(&mut call, content.as_bytes(), self.clock.now()).ok_or_else(unusable)?;
-        let answer = self.client.call(call).await?;
         if answer.status != 200 {
             return Err(self.refused(&answer, path));
         }

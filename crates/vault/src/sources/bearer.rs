@@ -1,5 +1,6 @@
-//! A token that a cloud grants for a while, kept until shortly before its end.
+//! What a cloud grants for a while, a token or keys, kept until shortly before its end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_api::Secret;
@@ -10,36 +11,41 @@ use crate::clock::Clock;
 use crate::error::FetchError;
 use crate::http::{Answer, Call, Client, secret_header};
 
-/// A token this near its end is not used any more.
+/// What is this near its end is not used any more.
 const MARGIN: Duration = Duration::from_secs(60);
 /// How long a refused login is not tried again.
 const PAUSE: Duration = Duration::from_secs(5);
 
-pub(super) struct Granted {
-    pub(super) token: Secret,
+pub(super) struct Granted<T = Secret> {
+    pub(super) token: T,
     /// On the clock that never goes back.
     pub(super) ends: Duration,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Bearer {
-    kept: Mutex<Kept>,
+#[derive(Debug)]
+pub(super) struct Bearer<T = Secret> {
+    kept: Mutex<Kept<T>>,
 }
 
-#[derive(Default)]
-struct Kept {
-    granted: Option<(u64, std::sync::Arc<Granted>)>,
+impl<T> Default for Bearer<T> {
+    fn default() -> Self {
+        Self { kept: Mutex::new(Kept { granted: None, number: 0, refused: None }) }
+    }
+}
+
+struct Kept<T> {
+    granted: Option<(u64, Arc<Granted<T>>)>,
     number: u64,
     refused: Option<(Duration, FetchError)>,
 }
 
-impl std::fmt::Debug for Kept {
+impl<T> std::fmt::Debug for Kept<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Kept({})", if self.granted.is_some() { "a token" } else { "none" })
     }
 }
 
-impl Bearer {
+impl Bearer<Secret> {
     /// Asks for `url` with the token, as OAuth has it (RFC 6750).
     pub(super) async fn get<F: Future<Output = Result<Granted, FetchError>>>(
         &self,
@@ -53,36 +59,39 @@ impl Bearer {
             call.headers.insert(AUTHORIZATION, secret_header("Bearer ", token)?);
             Some(call)
         };
-        self.call(client, clock, log_in, call).await
+        self.call(client, clock, log_in, call, |answer| answer.status == 401).await
     }
+}
 
-    /// Makes a call with the token; if the token is refused, once more with a new one.
-    pub(super) async fn call<F: Future<Output = Result<Granted, FetchError>>>(
+impl<T> Bearer<T> {
+    /// Makes a call with what is granted; if it is not taken any more (`spent`), once more with what is granted then.
+    pub(super) async fn call<F: Future<Output = Result<Granted<T>, FetchError>>>(
         &self,
         client: &Client,
         clock: &dyn Clock,
         log_in: impl Fn() -> F,
-        call: impl Fn(&Secret) -> Option<Call>,
+        call: impl Fn(&T) -> Option<Call>,
+        spent: impl Fn(&Answer) -> bool,
     ) -> Result<Answer, FetchError> {
         let mut refused = None;
         loop {
             let (number, granted) = self.token(clock, &log_in, refused).await?;
             let call = call(&granted.token)
-                .ok_or_else(|| FetchError::malformed(client.place(), "its token holds what no header may"))?;
+                .ok_or_else(|| FetchError::malformed(client.place(), "what it was granted holds what no header may"))?;
             let answer = client.call(call).await?;
-            if answer.status != 401 || refused.is_some() {
+            if !spent(&answer) || refused.is_some() {
                 return Ok(answer);
             }
             refused = Some(number);
         }
     }
 
-    async fn token<F: Future<Output = Result<Granted, FetchError>>>(
+    async fn token<F: Future<Output = Result<Granted<T>, FetchError>>>(
         &self,
         clock: &dyn Clock,
         log_in: impl Fn() -> F,
         not: Option<u64>,
-    ) -> Result<(u64, std::sync::Arc<Granted>), FetchError> {
+    ) -> Result<(u64, Arc<Granted<T>>), FetchError> {
         let mut kept = self.kept.lock().await;
         let now = clock.elapsed();
         if let Some((number, granted)) = &kept.granted
@@ -100,7 +109,7 @@ impl Bearer {
         kept.number += 1;
         match log_in().await {
             Ok(granted) => {
-                let granted = std::sync::Arc::new(granted);
+                let granted = Arc::new(granted);
                 kept.refused = None;
                 kept.granted = Some((kept.number, granted.clone()));
                 Ok((kept.number, granted))

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_testkit::secrets::{
-    Answer, Fake, FakeAws, FakeAzure, FakeGoogle, FakeHashicorp, FakeOnePassword, SERVICE_ACCOUNT_KEY, Service,
+    Answer, Fake, FakeAws, FakeAwsRoles, FakeAzure, FakeGoogle, FakeHashicorp, FakeOnePassword, Lends,
+    SERVICE_ACCOUNT_KEY, Service,
 };
 use serde_json::json;
 
@@ -328,6 +329,119 @@ async fn aws_takes_the_signature_and_explains_refusals() {
     clock.skew(3600);
     refused(rig.value("aws:main/prod/db#password").await, &["clock says", "NTP"]);
     rig.check();
+}
+
+/// Whoever lends keys: what lends, how to log in, and the variables.
+async fn aws_lenders(
+    clock: &Arc<ManualClock>,
+    token_file: &str,
+) -> [(Fake<FakeAwsRoles>, String, Vec<(String, String)>); 4] {
+    let lender = async |lends| Fake::start(FakeAwsRoles::new(lends, "CANARY-shown"), clock.truth()).await;
+    let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let (machine, container) = (lender(Lends::Instance).await, lender(Lends::Container).await);
+    let (of_pod, named) = (lender(Lends::WebIdentity).await, lender(Lends::WebIdentity).await);
+    let auth = format!("{{method: instance, endpoint: '{}'}}", machine.url());
+    let full = variable("AWS_CONTAINER_CREDENTIALS_FULL_URI", &format!("{}/v1/credentials", container.url()));
+    let shown = variable("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token_file);
+    let role = variable("AWS_ROLE_ARN", "arn:aws:iam::1:role/worker");
+    let file = variable("AWS_WEB_IDENTITY_TOKEN_FILE", token_file);
+    let by_variables = format!("{{method: web_identity, endpoint: '{}'}}", of_pod.url());
+    let by_fields = format!(
+        "{{method: web_identity, role: 'arn:aws:iam::1:role/worker', token: 'env:TOKEN', session: w-1, endpoint: '{}'}}",
+        named.url()
+    );
+    [
+        (machine, auth, vec![]),
+        (container, "{method: container}".to_owned(), vec![full, shown]),
+        (of_pod, by_variables, vec![role, file]),
+        (named, by_fields, vec![variable("TOKEN", "CANARY-shown")]),
+    ]
+}
+
+#[tokio::test]
+async fn aws_lends_keys_to_machines_containers_and_pods() {
+    let clock = Arc::new(ManualClock::default());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    private(&file, "CANARY-shown\n");
+    for (lender, auth, variables) in aws_lenders(&clock, file.to_str().unwrap()).await {
+        let fake =
+            Fake::start(FakeAws::new("eu-central-1", "ASIA1", "CANARY/1+", Some("CANARY==1")), clock.truth()).await;
+        fake.service.put("one", json!({"SecretString": "CANARY-one"}));
+        fake.service.put("two", json!({"SecretString": "CANARY-two"}));
+        lender.service.lend("ASIA1", "CANARY/1+", "CANARY==1");
+        let variables: Vec<(&str, &str)> =
+            variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let rig = Rig::new(clock.clone(), &yaml_aws(fake.url(), &auth), &variables);
+        assert_eq!(rig.value("aws:main/one").await.unwrap(), "CANARY-one", "{auth}");
+        let asked = lender.asked().len();
+        assert_eq!(rig.value("aws:main/two").await.unwrap(), "CANARY-two");
+        assert_eq!(lender.asked().len(), asked, "keys serve as long as they last: {auth}");
+
+        // Taken back before their time: the same request brings others.
+        lender.service.lend("ASIA2", "CANARY/2+", "CANARY==2");
+        fake.service.take("ASIA2", "CANARY/2+", Some("CANARY==2"));
+        clock.pass(61);
+        assert_eq!(rig.value("aws:main/one").await.unwrap(), "CANARY-one", "{auth}");
+        let asked = lender.asked().len();
+        // A minute before their end others are asked for.
+        clock.pass(3600 - 59);
+        assert_eq!(rig.value("aws:main/one").await.unwrap(), "CANARY-one", "{auth}");
+        assert!(lender.asked().len() > asked, "{auth}");
+
+        lender.fault(Some(Answer::new(503, "CANARY")));
+        clock.pass(3600);
+        let who = if auth.contains("instance") { "metadata service" } else { "(aws:main)" };
+        refused(rig.value("aws:main/one").await, &[who, "does not answer", "status 503"]);
+        lender.fault(None);
+        clock.pass(10);
+        assert_eq!(rig.value("aws:main/one").await.unwrap(), "CANARY-one", "{auth}");
+        rig.check();
+    }
+}
+
+#[tokio::test]
+async fn aws_says_why_it_lends_no_keys() {
+    let clock = Arc::new(ManualClock::default());
+    let fake = Fake::start(FakeAws::new("eu-central-1", "A", "CANARY", None), clock.truth()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    private(&file, "CANARY-other");
+    let file = file.to_str().unwrap();
+    let [(machine, of_machine, _), (_kept, container, of_container), (_kept_too, of_pod, _), _] =
+        aws_lenders(&clock, file).await;
+    let full = of_container[0].1.as_str();
+    let no_role = Fake::start(FakeAwsRoles::new(Lends::Instance, "CANARY"), clock.truth()).await;
+    let no_role = format!("{{method: instance, endpoint: '{}'}}", no_role.url());
+    machine.service.lend("none", "", "");
+    let not_trusted = ("AWS_ROLE_ARN", "arn:aws:iam::1:role/worker");
+    let refusing = Fake::start(FakeAwsRoles::new(Lends::WebIdentity, "CANARY-other"), clock.truth()).await;
+    let refusing = format!("{{method: web_identity, endpoint: '{}', token: 'file:{file}'}}", refusing.url());
+    type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'a [&'a str]);
+    let cases: [Case<'_>; 11] = [
+        (&no_role, vec![], &["metadata service", "has no role", "instance profile"]),
+        (&of_machine, vec![], &["no keys for the role `worker`", "trusts EC2"]),
+        (&container, vec![], &["AWS_CONTAINER_CREDENTIALS_FULL_URI", "give the task"]),
+        (&container, vec![("AWS_CONTAINER_CREDENTIALS_FULL_URI", full)], &["status 403", "role of the task"]),
+        (&container, vec![("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "@evil.test/")], &["no path"]),
+        // Whoever answers there chooses which secrets are used.
+        (&container, vec![("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://10.0.0.1/")], &["neither https nor"]),
+        (
+            &container,
+            vec![("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://localhost.evil.test/")],
+            &["neither https nor"],
+        ),
+        (&of_pod, vec![], &["token service", "no `role`", "AWS_ROLE_ARN"]),
+        (&of_pod, vec![not_trusted], &["no `token`", "AWS_WEB_IDENTITY_TOKEN_FILE"]),
+        (&of_pod, vec![not_trusted, ("AWS_WEB_IDENTITY_TOKEN_FILE", file)], &["does not take the token", "audience"]),
+        (&refusing, vec![("AWS_ROLE_ARN", "arn:aws:iam::1:role/other")], &["role/other", "whom the role trusts"]),
+    ];
+    for (auth, variables, needles) in cases {
+        let rig = Rig::new(clock.clone(), &yaml_aws(fake.url(), auth), &variables);
+        refused(rig.value("aws:main/one").await, needles);
+        rig.check();
+    }
+    assert!(fake.asked().is_empty(), "nothing is asked without keys");
 }
 
 #[tokio::test]
