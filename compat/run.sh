@@ -38,11 +38,21 @@ fi
 
 mkdir -p "$target"
 work=$(mktemp -d "${TMPDIR:-/tmp}/palisade-compat.XXXXXX")
-trap 'rm -rf -- "$work"' EXIT
+trap 'rm -rf -- "$work" || true' EXIT
 
 # Whatever the caller's shell holds must not reach the programs: a real key, another base URL, a proxy before loopback.
 for name in $(compgen -e | grep -E '^ANTHROPIC_' || true); do unset "$name"; done
 export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}" no_proxy="127.0.0.1,localhost${no_proxy:+,$no_proxy}"
+
+# Gives the network three chances.
+thrice() {
+  local n
+  for n in 1 2 3; do
+    "$@" && return
+    [ "$n" -eq 3 ] || sleep $((n * 5))
+  done
+  return 1
+}
 
 # Installs the pinned requirements into a virtual environment under target/, once per version of the list.
 prepare_python() {
@@ -53,7 +63,7 @@ prepare_python() {
     cat "$work/venv.log" >&2
     fail "python3 cannot make a virtual environment; install its venv module (Debian: apt-get install python3-venv)"
   fi
-  if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$list" >"$work/pip.log" 2>&1; then
+  if ! thrice "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$list" >"$work/pip.log" 2>&1; then
     cat "$work/pip.log" >&2
     fail "pip could not install compat/python/requirements.txt; a Python package index must be reachable"
   fi
@@ -64,7 +74,7 @@ prepare_python() {
 prepare_typescript() {
   local at=$here/typescript stamp=$here/typescript/node_modules/.package-lock.stamp
   if cmp -s "$at/package-lock.json" "$stamp"; then return; fi
-  if ! (cd "$at" && npm ci --no-audit --no-fund --loglevel=error) >"$work/npm.log" 2>&1; then
+  if ! (cd "$at" && thrice npm ci --no-audit --no-fund --loglevel=error) >"$work/npm.log" 2>&1; then
     cat "$work/npm.log" >&2
     fail "npm could not install compat/typescript/package-lock.json; a Node package registry must be reachable"
   fi

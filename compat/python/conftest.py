@@ -33,7 +33,7 @@ def bounded() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("server") / "state", "--lease-ttl", "4")
+    running = Server(tmp_path_factory.mktemp("server") / "state", "--lease-ttl", "10")
     yield running
     running.stop()
 

@@ -181,7 +181,7 @@ export class Server {
 
   async stop() {
     await this.child.stop();
-    await rm(this.directory, { recursive: true, force: true });
+    await rm(this.directory, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 });
   }
 }
 

@@ -21,7 +21,7 @@ import {
 
 let server, client, environment, session, worker;
 before(async () => {
-  server = await Server.start('--lease-ttl', '4');
+  server = await Server.start('--lease-ttl', '10');
   ({ client } = server);
 });
 after(() => server?.stop());

@@ -23,7 +23,7 @@ import {
 let server, client, environment, directory;
 const children = [];
 before(async () => {
-  server = await Server.start('--lease-ttl', '4');
+  server = await Server.start('--lease-ttl', '10');
   ({ client } = server);
 });
 after(() => server?.stop());

@@ -7,11 +7,11 @@ use palisade_core::session::Ids;
 
 /// Tells the time.
 pub trait Clock: Send + Sync + 'static {
-    /// The time now, never earlier than what was told before.
+    /// The time now, later than what was told before.
     fn now(&self) -> Timestamp;
 }
 
-/// The machine's clock, kept from going backwards.
+/// The machine's clock, kept from going backwards, and from standing still: lists are ordered by it.
 #[derive(Debug, Default)]
 pub struct SystemClock {
     last: Mutex<i64>,
@@ -21,7 +21,7 @@ impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         let now = system_micros();
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        *last = now.max(*last);
+        *last = now.max(last.saturating_add(1));
         Timestamp::from_micros(*last)
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::Connection;
 use crate::client::Client;
@@ -14,7 +15,7 @@ use crate::commands::agents::sandbox_tools;
 use crate::commands::sessions::message;
 use crate::commands::{text, up};
 use crate::follow::{Follow, Screen};
-use crate::output::{BOLD, Failure, Outcome, Output, YELLOW, note, plain};
+use crate::output::{BOLD, Context as _, Failure, Outcome, Output, YELLOW, note, plain};
 
 /// Give an agent one prompt and follow it to the end of its turn.
 #[derive(Debug, Args)]
@@ -127,6 +128,8 @@ pub(crate) async fn follow(
     let prompt_id = text(&sent["data"][0], "id");
     let mut turn = Turn::new(prompt_id);
     let mut interrupted = false;
+    // One for all rounds: an interrupt between two of them counts too.
+    let mut interrupts = signal(SignalKind::interrupt()).context("interrupts cannot be waited for")?;
     loop {
         let event = tokio::select! {
             event = events.next() => event?,
@@ -134,7 +137,7 @@ pub(crate) async fn follow(
                 note("still waiting for a worker of the environment; `palisade up` or `palisade worker` starts one");
                 continue;
             }
-            _ = tokio::signal::ctrl_c() => {
+            _ = interrupts.recv() => {
                 if interrupted {
                     return Err(Failure::new("stopped following").why("interrupted twice")
                         .fix(format!("the session goes on: palisade sessions events {session} --follow")));

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::Connection;
 use crate::commands::agents::body_from;
 use crate::commands::{describe, text, time};
 use crate::follow::{Follow, Screen};
-use crate::output::{Outcome, Output};
+use crate::output::{Context as _, Outcome, Output};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SessionsCommand {
@@ -185,13 +186,15 @@ async fn events(id: &str, follow: bool, connection: &Connection, out: Output) ->
     }
     // Programs get what the log will hold; previews are for people.
     let mut events = Follow::open(&client, id, !out.is_json()).await?;
+    // One for all rounds: an interrupt between two of them counts too.
+    let mut interrupted = signal(SignalKind::interrupt()).context("interrupts cannot be waited for")?;
     loop {
         tokio::select! {
             event = events.next() => match event? {
                 Some(event) => screen.show(&event),
                 None => return Ok(()),
             },
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = interrupted.recv() => return Ok(()),
         }
     }
 }

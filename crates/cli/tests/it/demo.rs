@@ -14,11 +14,12 @@ fn the_demo_surveys_a_repository_and_is_refused_everything_else() {
     assert_eq!((&summary["type"], &summary["ok"]), (&"summary".into(), &true.into()));
     assert!(summary["sandbox_start_ms"].as_f64().unwrap() > 0.0);
     let attempts = summary["attempts"].as_array().unwrap();
-    assert_eq!(attempts.len(), 13);
+    assert_eq!(attempts.len(), 16);
     for attempt in attempts {
         assert_eq!(attempt["refused"], true, "{attempt}");
         assert!(!["unknown", "none", "not attempted"].contains(&attempt["layer"].as_str().unwrap()), "{attempt}");
     }
+    assert!(summary["audited"]["alerts"].as_u64().unwrap() >= 1, "{summary}");
     for tool in ["bash", "read", "write", "edit", "glob", "grep"] {
         assert!(lines.iter().any(|line| line["type"] == "agent.tool_use" && line["name"] == tool), "{tool}");
     }

@@ -4,7 +4,10 @@ use crate::rig::Rig;
 
 /// Waits until a session has nothing to do; its worker keeps it for a while.
 fn turn_ends(rig: &Rig, session: &str) {
-    let ended = |event: &serde_json::Value| event["type"] == "session.status_idle";
+    // It is idle also while a call waits for its worker.
+    let ended = |event: &serde_json::Value| {
+        event["type"] == "session.status_idle" && event["stop_reason"]["type"] == "end_turn"
+    };
     let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while !rig.objects(&["sessions", "events", session]).iter().any(ended) {
         assert!(std::time::Instant::now() < until, "the turn of {session} does not end");
@@ -14,7 +17,7 @@ fn turn_ends(rig: &Rig, session: &str) {
 #[test]
 fn a_session_is_checkpointed_brought_back_forked_and_paused() {
     let rig = Rig::new();
-    let up = rig.start(&["up"]);
+    let up = rig.start(&["up", "--max-idle", "600"]);
     std::fs::write(
         rig.path("agent.yaml"),
         "name: a\nmodel: scripted\ntools:\n- type: agent_toolset_20260401\n  default_config: {permission_policy: {type: always_allow}}\n",
@@ -85,9 +88,9 @@ fn a_session_is_checkpointed_brought_back_forked_and_paused() {
 fn a_worker_says_what_it_cannot_do() {
     let rig = Rig::new();
     for (args, why) in [
-        (&["up", "--transactional"][..], "--checkpoint-before"),
-        (&["up", "--image", "example.org/tool:latest"], "image"),
-        (&["up", "--image", "sha256:00"], "image"),
+        (&["up", "--listen", "127.0.0.1:0", "--transactional"][..], "--checkpoint-before"),
+        (&["up", "--listen", "127.0.0.1:0", "--image", "example.org/tool:latest"], "image"),
+        (&["up", "--listen", "127.0.0.1:0", "--image", "sha256:00"], "image"),
         (&["up", "--image", "x", "--rootfs", "/"], "cannot be used with"),
     ] {
         let output = rig.run(args);

@@ -9,7 +9,7 @@ use crate::rig::{Rig, Running, signal};
 /// A worker that serves one session, and the session's id.
 fn served(more: &[&str]) -> (Rig, Running, String) {
     let rig = Rig::new();
-    let up = rig.start(&[&["up"], more].concat());
+    let up = rig.start(&[&["up", "--max-idle", "600"], more].concat());
     let said = rig.text(&["run", "--model", "scripted", "work"]);
     assert!(said.contains("It said: 42"), "{said}");
     let session = rig.object(&["ps"])["id"].as_str().unwrap().to_owned();
@@ -64,7 +64,7 @@ fn an_operator_works_in_a_live_sandbox() {
     assert_eq!(found["id"].to_string(), process);
     let (mut attached, line) = lasting(&rig, &["attach", &session, process]);
     assert_eq!(line, "early\n");
-    rig.text(&["exec", &session, "--", "sh", "-c", "kill $(pgrep sleep)"]);
+    rig.text(&["exec", &session, "--", "sh", "-c", "until kill $(pgrep -x sleep) 2>/dev/null; do :; done"]);
     assert_eq!(attached.wait().unwrap().code(), Some(128 + 15));
     assert!(rig.text(&["ps", &session]).contains("counts (sh -c"));
     assert!(rig.text(&["top"]).contains(&session));

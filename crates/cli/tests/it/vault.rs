@@ -302,7 +302,7 @@ fn what_is_rotated_revoked_and_allowed_bites_on_the_next_request() {
     );
     std::fs::write(rig.path("policy.yaml"), policy).unwrap();
     let file = credentials(&rig, &sealed(&rig), &[("GITHUB_TOKEN", "sealed:github")]);
-    let up = rig.start(&["up", "--egress", "policy.yaml", "--credentials", &file]);
+    let up = rig.start(&["up", "--max-idle", "600", "--egress", "policy.yaml", "--credentials", &file]);
     let said = rig.text(&["run", "--model", "scripted", "work"]);
     assert!(said.contains("It said: 42"), "{said}");
     let session = rig.object(&["ps"])["id"].as_str().unwrap().to_owned();
@@ -359,7 +359,7 @@ fn what_is_revoked_stays_so_when_the_worker_is_killed() {
     assert!(fed(&rig, &["vault", "add", "github"], "CANARY-one").status.success());
     std::fs::write(rig.path("policy.yaml"), "default: {rules: [{name: a, host: a.example}]}\n").unwrap();
     let file = credentials(&rig, &sealed(&rig), &[("GITHUB_TOKEN", "sealed:github")]);
-    let start = || rig.start(&["up", "--egress", "policy.yaml", "--credentials", &file]);
+    let start = || rig.start(&["up", "--max-idle", "600", "--egress", "policy.yaml", "--credentials", &file]);
     let revoked = || rig.object(&["vault", "status"])["credentials"][0]["revoked"] == true;
     let first = start();
     // It is up when it answers for a session.
@@ -379,7 +379,8 @@ fn what_is_revoked_stays_so_when_the_worker_is_killed() {
     assert!(third.end().0);
     // What cannot be read gives nothing out again.
     std::fs::write(rig.path("state/worker/revoked.json"), "[\"sealed:git").unwrap();
-    let error = failure(&rig, &["up", "--egress", "policy.yaml", "--credentials", &file], "");
+    let error =
+        failure(&rig, &["up", "--listen", "127.0.0.1:0", "--egress", "policy.yaml", "--credentials", &file], "");
     assert!(error["why"].as_str().unwrap().contains("revoked.json"), "{error}");
 }
 
@@ -401,7 +402,7 @@ fn a_worker_that_is_aborted_leaves_no_core() {
     assert!(fed(&rig, &["vault", "add", "github"], "CANARY-one").status.success());
     std::fs::write(rig.path("policy.yaml"), "default: {rules: [{name: a, host: a.example}]}\n").unwrap();
     let file = credentials(&rig, &sealed(&rig), &[("GITHUB_TOKEN", "sealed:github")]);
-    let up = rig.start(&["up", "--egress", "policy.yaml", "--credentials", &file]);
+    let up = rig.start(&["up", "--max-idle", "600", "--egress", "policy.yaml", "--credentials", &file]);
     rig.text(&["run", "--model", "scripted", "work"]);
     signal(up.pid(), "ABRT");
     let (well, _, _) = up.end();
@@ -464,7 +465,7 @@ fn what_the_guide_shows_can_be_used() {
             files.push(format!("sources: {{{kind}: {{one: {{{needs}, auth: {auth}}}}}}}\n"));
         }
     }
-    assert_eq!(files.len(), 3 + 8, "{files:?}");
+    assert_eq!(files.len(), 3 + 11, "{files:?}");
     for text in files {
         std::fs::write(rig.path("shown.yaml"), &text).unwrap();
         let output = rig.run(&["vault", "check", "--credentials", "shown.yaml"]);

@@ -227,10 +227,14 @@ async fn silent_workers_lose_their_item_and_idle_sessions_need_none() {
     engine.ack(&environment, &again.work.id).await.unwrap().unwrap().unwrap();
     // A worker that gives up while the call waits: another item is offered.
     engine.stop_work(&environment, &again.work.id, true, StoppedBy::Worker).await.unwrap().unwrap().unwrap();
-    let third = engine.poll(&environment, &poll).await.unwrap().unwrap();
+    let third = loop {
+        if let Some(third) = engine.poll(&environment, &poll).await.unwrap() {
+            break third;
+        }
+    };
     assert_ne!(third.work.id, again.work.id);
     engine.ack(&environment, &third.work.id).await.unwrap().unwrap().unwrap();
-    engine.beat(&environment, &third.work.id, None, None).await.unwrap().unwrap().unwrap();
+    engine.beat(&environment, &third.work.id, None, Some(2)).await.unwrap().unwrap().unwrap();
     let call: EventId = events.iter().find(|event| event.type_name() == "agent.tool_use").unwrap().id().clone();
     let result = json!([{"type": "user.tool_result", "tool_use_id": call, "content": []}]);
     engine.send(&session, serde_json::from_value(result).unwrap()).await.unwrap();

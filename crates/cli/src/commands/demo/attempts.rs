@@ -18,6 +18,8 @@ pub(super) struct Targets<'a> {
     pub(super) tcp_port: u16,
     /// The port of a service that answers datagrams.
     pub(super) udp_port: u16,
+    /// The port of the service that one rule allows.
+    pub(super) api_port: u16,
     /// How many forks are tried.
     pub(super) forks: u32,
     /// Names what must not come into being on the host.
@@ -27,17 +29,18 @@ pub(super) struct Targets<'a> {
 const PREAMBLE: &str = include_str!("preamble.sh");
 
 /// The attempts as shell commands, by name.
-const COMMANDS: [(&str, &str); 6] = [
+const COMMANDS: [(&str, &str); 7] = [
     ("worker_environment", include_str!("worker_environment.sh")),
     ("worker_key", include_str!("worker_key.sh")),
     ("host_file", include_str!("host_file.sh")),
     ("network", include_str!("network.sh")),
     ("fork", include_str!("fork.sh")),
     ("outside", include_str!("outside.sh")),
+    ("way_out", include_str!("way_out.sh")),
 ];
 
 /// Every attempt that must be made and refused, with what it is in a few words.
-pub(super) const EXPECTED: [(&str, &str); 13] = [
+pub(super) const EXPECTED: [(&str, &str); 16] = [
     ("worker_environment", "read the worker's environment"),
     ("worker_key", "read the worker's key"),
     ("host_passwords", "read /etc/shadow through a link in the workspace"),
@@ -46,6 +49,9 @@ pub(super) const EXPECTED: [(&str, &str); 13] = [
     ("network_outside", "connect to an address outside"),
     ("network_dns", "resolve a name"),
     ("network_udp", "exchange a datagram with the host"),
+    ("egress_host", "ask a host that no rule names"),
+    ("egress_method", "make a request that no rule allows"),
+    ("egress_credential", "send the placeholder of a credential to another host"),
     ("fork_bomb", "fork without limit"),
     ("write_usr", "write to /usr"),
     ("write_etc", "write to /etc"),
@@ -67,6 +73,7 @@ pub(super) fn commands(targets: &Targets<'_>) -> Vec<(&'static str, String)> {
             .replace("@HOST_FILE@", &quoted(targets.host_file))
             .replace("@TCP_PORT@", &targets.tcp_port.to_string())
             .replace("@UDP_PORT@", &targets.udp_port.to_string())
+            .replace("@API_PORT@", &targets.api_port.to_string())
             .replace("@FORKS@", &targets.forks.to_string())
             .replace("@NONCE@", targets.nonce)
     };
@@ -118,6 +125,7 @@ pub(super) fn judge(events: &[Value]) -> Vec<Attempt> {
 #[cfg(test)]
 mod tests {
     use super::super::bait::Bait;
+    use super::super::way_out::Service;
     use super::*;
     use serde_json::json;
     use std::process::Command;
@@ -138,6 +146,7 @@ mod tests {
             std::fs::write(place(file), "a line\n").unwrap();
         }
         let bait = Bait::start().await.unwrap();
+        let service = Service::start("the demo's credential").await.unwrap();
         let mut victim =
             Command::new("sleep").arg("60").env("PALISADE_DEMO_MARKER", "what nobody may read").spawn().unwrap();
         let key = place("key");
@@ -147,6 +156,7 @@ mod tests {
             host_file: &place("secret"),
             tcp_port: bait.tcp_port,
             udp_port: bait.udp_port,
+            api_port: service.port,
             forks: 40,
             nonce: "nonce",
         };
@@ -155,7 +165,11 @@ mod tests {
         for (name, command) in commands(&targets) {
             let mut command = command
                 .replace("/workspace", &here("workspace"))
-                .replace("/proc/sys/kernel/core_pattern", &here("kernel"));
+                .replace("/proc/sys/kernel/core_pattern", &here("kernel"))
+                // Nobody waits for an address outside that may not even answer.
+                .replace("192.0.2.1/80", "127.0.0.1/9")
+                .replace("ask api.demo.test ", "ask 127.0.0.1 ")
+                .replace("ask files.demo.test ", "ask 127.0.0.1 ");
             if name == "outside" {
                 for directory in ["usr", "etc"] {
                     command = command.replace(&format!(" /{directory}/"), &format!(" {}/", here(directory)));
@@ -171,6 +185,7 @@ mod tests {
             assert_eq!((attempt.refused, attempt.layer.as_str()), (false, "none"), "{attempt:?}");
         }
         assert!(bait.taken() >= 2);
+        assert!(service.checks().iter().all(|check| !check.holds));
         bait.end().await;
     }
 

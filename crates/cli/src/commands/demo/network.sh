@@ -4,13 +4,15 @@ worked=no
 said=$( (exec 3<>/dev/tcp/127.0.0.1/@TCP_PORT@) 2>&1 ) && worked=yes
 verdict network_tcp "$worked" "$alone"
 worked=no
-said=$( (exec 3<>/dev/tcp/192.0.2.1/443) 2>&1 ) && worked=yes
+# The connection may be taken by what leads to the policy; an answer from outside is what counts.
+said=$( (exec 3<>/dev/tcp/192.0.2.1/80 && printf 'GET / HTTP/1.1\r\nHost: 192.0.2.1\r\nConnection: close\r\n\r\n' >&3 && timeout 5 cat <&3) 2>&1 )
+case "$said" in ''|*egress_refused*|*/dev/tcp/*) ;; *) worked=yes ;; esac
 verdict network_outside "$worked" "$(layer_of "$said")"
 worked=no
 timeout 2 getent ahosts example.com >/dev/null 2>&1 && worked=yes
-verdict network_dns "$worked" "$alone"
+verdict network_dns "$worked" policy
 # One character: bash reads byte by byte, and the rest of a datagram is lost with the first one.
 worked=no
-{ exec 3<>/dev/udp/127.0.0.1/@UDP_PORT@ && echo ping >&3 && read -r -N 1 -t 0.3 -u 3 reply && worked=yes; } 2>/dev/null
+{ exec 3<>/dev/udp/127.0.0.1/@UDP_PORT@ && echo ping >&3 && read -r -N 1 -t 5 -u 3 reply && worked=yes; } 2>/dev/null
 exec 3>&- 2>/dev/null
 verdict network_udp "$worked" "$alone"

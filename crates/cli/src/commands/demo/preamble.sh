@@ -1,6 +1,8 @@
 # Shared by the attempts: what is printed is judged by what really happened, and the layer by what the kernel said.
 layer_of() {
   case "$1" in
+    *placeholder*) echo broker ;;
+    *egress_refused*) echo policy ;;
     *'Read-only file system'*|*'No such file or directory'*|*'Not a directory'*) echo mount ;;
     *'Network is unreachable'*|*'Connection refused'*|*'Cannot assign requested address'*) echo namespace ;;
     *'Operation not permitted'*) echo capabilities ;;

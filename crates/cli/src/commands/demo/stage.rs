@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::attempts::{self, Attempt};
 use super::bait::Bait;
 use super::evidence::{self, Check};
+use super::way_out::{self, Audited, Service};
 use crate::client::{Client, bootstrap_file};
 use crate::commands::agents::sandbox_tools;
 use crate::commands::run::{Ending, follow};
@@ -41,6 +42,8 @@ pub(super) struct Plan {
     pub(super) model: String,
     pub(super) prompt: String,
     pub(super) pids: u64,
+    /// What the service outside knows its callers by.
+    pub(super) credential: String,
     /// What must not leave the host.
     pub(super) secrets: Vec<String>,
     pub(super) nonce: String,
@@ -55,6 +58,7 @@ pub(super) struct Played {
     pub(super) sandbox: Option<Walls>,
     pub(super) attempts: Vec<Attempt>,
     pub(super) checks: Vec<Check>,
+    pub(super) audited: Audited,
 }
 
 /// The sandbox as it was built.
@@ -74,7 +78,7 @@ struct Seen {
 }
 
 /// Starts both planes, plays the session, and ends both whatever came of it.
-pub(super) async fn play(mut plan: Plan, bait: Bait, out: Output) -> Outcome<Played> {
+pub(super) async fn play(mut plan: Plan, bait: Bait, service: Service, out: Output) -> Outcome<Played> {
     let server = Running::start(Setup {
         state_dir: plan.state_dir.clone(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -86,13 +90,19 @@ pub(super) async fn play(mut plan: Plan, bait: Bait, out: Output) -> Outcome<Pla
     })
     .await?;
     out.line(format!("{} {}", out.paint(BOLD, "control plane"), server.url));
-    let played = with_server(&mut plan, &server, &bait, out).await;
+    let played = with_server(&mut plan, &server, &bait, &service, out).await;
     server.shutdown().await;
     bait.end().await;
     played
 }
 
-async fn with_server(plan: &mut Plan, server: &Running, bait: &Bait, out: Output) -> Outcome<Played> {
+async fn with_server(
+    plan: &mut Plan,
+    server: &Running,
+    bait: &Bait,
+    service: &Service,
+    out: Output,
+) -> Outcome<Played> {
     let api_key = Source::File(bootstrap_file(&plan.state_dir)).read("the API key")?;
     plan.secrets.push(api_key.expose().to_owned());
     let client = Client::new(&server.url, api_key, None)?;
@@ -105,6 +115,8 @@ async fn with_server(plan: &mut Plan, server: &Running, bait: &Bait, out: Output
     let mut options = worker::options(&server.url, &environment, &key, local::make_state_dir(&plan.worker_dir)?);
     options.seed = Some(plan.seed.clone());
     options.limits.pids = Some(plan.pids);
+    let egress = way_out::egress(service.port, &environment, &plan.credential, &plan.worker_dir).await?;
+    options.egress = Some(egress);
     let observed = seen.clone();
     options.on_event = Some(Arc::new(move |observation: &Observation| match observation {
         Observation::SandboxStarted { report, .. } => {
@@ -146,14 +158,19 @@ async fn with_server(plan: &mut Plan, server: &Running, bait: &Bait, out: Output
     // What the session wrote; what it found was there before.
     let (workspace, outputs) = (home.join("layers"), home.join("outputs"));
     let taken = bait.taken();
+    let (audited, trail) = way_out::audited(&plan.worker_dir);
+    let [shown, nothing_else] = service.checks();
     let checks = vec![
         evidence::log_holds_no_secret(&events, &plan.secrets),
         evidence::files_hold_no_secret(&[&workspace, &outputs], &plan.secrets),
         evidence::host_is_unchanged(&plan.nonce),
         Check::nothing(
-            "no connection and no datagram came out of the sandbox",
+            "no connection and no datagram came to services that no rule names",
             (taken > 0).then(|| format!("{taken} came")),
         ),
+        shown,
+        nothing_else,
+        trail,
     ];
     Ok(Played {
         report: report(&outputs.join("report.md")),
@@ -162,6 +179,7 @@ async fn with_server(plan: &mut Plan, server: &Running, bait: &Bait, out: Output
         sandbox: seen.sandbox.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         attempts: attempts::judge(&events),
         checks,
+        audited,
         session,
     })
 }

@@ -144,7 +144,7 @@ async fn sessions_outlive_every_kill() {
     }
     script.push_str("otherwise: {reply: [{text: finished}]}\n");
     std::fs::write(home.path().join("script.yaml"), script).unwrap();
-    let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).build().unwrap();
+    let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().unwrap();
     let mut rig = Rig { home, http, url: String::new(), key: String::new() };
     let (server, url) = rig.server("127.0.0.1:0");
     rig.url = url;

@@ -36,7 +36,7 @@ pub(super) const PROGRAM: &str = "/run/palisade/attempt";
 /// The variable that holds the facts of an attempt.
 pub(super) const FACTS: &str = "PALISADE_ATTEMPT";
 /// Without a byte for so long, nothing more is waited for.
-const QUIET: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_secs(5);
 /// What is kept of the beginning of an answer, and of its end.
 const MOST: usize = 512 << 10;
 

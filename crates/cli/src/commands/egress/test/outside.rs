@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::echo;
-use crate::output::{Context as _, Outcome as Result};
+use crate::output::{Context as _, Failure, Outcome as Result};
 
 /// Something that came to somebody outside.
 #[derive(Debug)]
@@ -291,12 +291,18 @@ impl Outside {
         let plain = TcpListener::bind("127.0.0.1:0").await.context(what)?;
         facts.insert("tcp".to_owned(), plain.local_addr().context(what)?.port().to_string());
         servers.spawn(sink(plain, records.clone()));
-        // Before a name is rebound it leads here.
-        let first = TcpListener::bind("127.0.0.2:0").await.context(what)?;
-        let port = first.local_addr().context(what)?.port();
-        facts.insert("rebind".to_owned(), port.to_string());
+        // Before a name is rebound it leads to the first. A port that is free at one address may be taken at the other.
+        let (first, second) = loop {
+            let first = TcpListener::bind("127.0.0.2:0").await.context(what)?;
+            let port = first.local_addr().context(what)?.port();
+            match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
+                Ok(second) => break (first, second),
+                Err(why) if why.kind() == io::ErrorKind::AddrInUse => {}
+                Err(why) => return Err(Failure::new(what).why(why)),
+            }
+        };
+        facts.insert("rebind".to_owned(), first.local_addr().context(what)?.port().to_string());
         servers.spawn(serve(first, "before", None, records.clone()));
-        let second = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.context(what)?;
         servers.spawn(serve(second, "rebound", None, records.clone()));
         let datagrams = UdpSocket::bind("127.0.0.1:0").await.context(what)?;
         facts.insert("udp".to_owned(), datagrams.local_addr().context(what)?.port().to_string());
@@ -314,8 +320,8 @@ impl Outside {
         let trail = Arc::new(Memory::default());
         let mut options = proxy::Options::new(trail.clone(), Arc::new(authority.roots));
         options.resolver = Arc::new(Names { records: records.clone(), asked: Mutex::default() });
-        // What nobody answers is not waited for.
-        options.limits.dial = Duration::from_secs(2);
+        // A machine may pause; nobody here is silent on purpose.
+        options.limits.dial = Duration::from_secs(20);
         Ok(Outside {
             service: Service::new(options).context("the egress service cannot be set up")?,
             mint: Mint::new().context("placeholders cannot be made")?,
