@@ -9,6 +9,9 @@ use tokio::time::Instant;
 use crate::client::{Client, Credential};
 use crate::pace::{Backoff, Pace, unit};
 
+/// The longest that the answer to one beat is waited for. One that is given up may have been taken, and its repetition be refused.
+const ANSWER: Duration = Duration::from_secs(30);
+
 /// What is known about the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lease {
@@ -41,7 +44,7 @@ pub(crate) async fn keep(
     loop {
         let started = Instant::now();
         let lapse = last_success + ttl;
-        let deadline = interval.min(lapse.saturating_duration_since(started));
+        let deadline = (ttl / 2).clamp(shortest, ANSWER.max(shortest)).min(lapse.saturating_duration_since(started));
         let pause;
         match client.heartbeat(&credential, &work, &expected, deadline).await {
             Ok(beat) => {

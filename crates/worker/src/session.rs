@@ -138,7 +138,7 @@ pub(crate) async fn serve(
         match held {
             Lease::Lost | Lease::Over => return End::Lease(held),
             Lease::Stopping => draining = true,
-            Lease::Held if !draining => service.start(),
+            Lease::Held if !draining && !shutdown.is_cancelled() => service.start(),
             Lease::Held | Lease::Claiming => {}
         }
         if let Some(end) = service.ledger.end() {

@@ -10,7 +10,7 @@ use http_body_util::BodyExt as _;
 use palisade_egress::proxy::Limits;
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 
 use crate::proxy_world::*;
 
@@ -388,24 +388,29 @@ async fn what_is_wrong_with_an_upstream_is_said() {
         (Some(b"SSH-2.0-x\r\n"), "502 upstream_malformed"),
         (Some(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello"), "502 upstream_malformed"),
     ] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let server = tokio::spawn(async move {
-            let Some(says) = says else { return };
-            let (mut stream, _) = listener.accept().await.unwrap();
-            head(&mut stream).await;
-            stream.write_all(says).await.unwrap();
-        });
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        // Nobody listens, and nobody else can.
+        let mut nobody = None;
+        match says {
+            None => nobody = Some(socket),
+            Some(says) => {
+                let listener = socket.listen(1).unwrap();
+                tokio::spawn(async move {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    head(&mut stream).await;
+                    stream.write_all(says).await.unwrap();
+                });
+            }
+        }
         let plain = policy(port).replace("  methods", "  tls: optional\n  methods");
         let world = Setup::new(TestCa::new(), plain).serve();
-        if says.is_none() {
-            server.await.unwrap();
-        }
         let mut sender = one(world.dial("api.test", port).await).await;
         let request = Request::get("/v1/").header("host", format!("api.test:{port}"));
         let (parts, body) = ask(&mut sender, request, full("")).await;
         assert_eq!(format!("{} {}", parts.status.as_u16(), reason(&parts, &body)), expected);
-        drop(sender);
+        drop((sender, nobody));
         world.close().await;
     }
 }
@@ -460,27 +465,32 @@ async fn who_is_slow_or_wants_too_much_is_cut_off() {
     let ca = TestCa::new();
     let upstream = Upstream::start(Some(ca.serve(&["api.test"], 9, ONE))).await;
     let port = upstream.address.port();
-    let mut setup = Setup::new(ca, policy(port));
-    setup.limits = Limits::default();
-    setup.limits.connections = 3;
-    setup.limits.opening = Duration::from_millis(50);
-    setup.limits.head = Duration::from_millis(50);
-    setup.limits.body_idle = Duration::from_millis(50);
-    let world = setup.serve();
-    // Nothing, half a ClientHello, half a head, half a body.
+    // Short is only what must run out.
+    let short = Duration::from_millis(50);
+    let begin = |ca: TestCa, change: &dyn Fn(&mut Limits)| {
+        let mut setup = Setup::new(ca, policy(port));
+        change(&mut setup.limits);
+        setup.serve()
+    };
+    // Nothing, half a ClientHello, half a head.
+    let world = begin(TestCa::new(), &|limits| (limits.opening, limits.head) = (short, short));
     for first in ["", "\u{16}\u{3}\u{1}\u{2}", "GET /v1/"] {
         let mut stream = world.dial("api.test", port).await;
         stream.write_all(first.as_bytes()).await.unwrap();
         let _ = rest(&mut stream).await;
     }
+    world.close().await;
+    // Half a body.
+    let world = begin(ca, &|limits| limits.body_idle = short);
     let mut stream = world.secure("api.test", port, ONE).await;
     stream
         .write_all(format!("POST /v1/ HTTP/1.1\r\nHost: api.test:{port}\r\nContent-Length: 9\r\n\r\nhalf").as_bytes())
         .await
         .unwrap();
-    assert_eq!(told(&rest(&mut stream).await), "408 request_timeout");
+    assert_eq!(told(&head(&mut stream).await), "408 request_timeout");
     drop(stream);
-    until(|| world.counters().open == 0).await;
+    world.close().await;
+    let world = begin(TestCa::new(), &|limits| limits.connections = 3);
     let _open = [world.dial_proxy().await, world.dial_proxy().await, world.dial_proxy().await];
     let mut stream = world.dial_proxy().await;
     let answer = rest(&mut stream).await;

@@ -126,8 +126,20 @@ impl Engine {
         serde_json::to_value(found).map_err(|why| Error::Spec(format!("the container engine's answer: {why}")))
     }
 
+    /// On cgroup v1 runc gives up on processes that are never at a place where they can be stopped while it looks, thaws them and
+    /// fails; its makers leave it to the caller to try again (opencontainers/runc#4388).
     pub(super) async fn pause(&self, id: &str) -> Result<(), Error> {
-        self.client.pause_container(id).await.map_err(self.refused("pausing the container"))
+        let mut tries = 0..20;
+        loop {
+            match self.client.pause_container(id).await {
+                Err(bollard::errors::Error::DockerResponseServerError { status_code: 500, .. })
+                    if tries.next().is_some() =>
+                {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                paused => return paused.map_err(self.refused("pausing the container")),
+            }
+        }
     }
 
     pub(super) async fn unpause(&self, id: &str) -> Result<(), Error> {

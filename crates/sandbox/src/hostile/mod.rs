@@ -170,7 +170,21 @@ pub async fn run(
     Ok(outcomes)
 }
 
+/// How often an attempt is made whose end tells nothing: the machine may have stood still.
+const TRIES: u32 = 3;
+
 async fn one(attempt: &'static Attempt, driver: Arc<dyn Driver>, rootfs: Rootfs, host: Arc<Host>) -> Outcome {
+    let mut tried = 1;
+    loop {
+        let outcome = once(attempt, driver.clone(), rootfs.clone(), host.clone()).await;
+        if tried == TRIES || !matches!(outcome.verdict, Verdict::Unclear(_)) {
+            return outcome;
+        }
+        tried += 1;
+    }
+}
+
+async fn once(attempt: &'static Attempt, driver: Arc<dyn Driver>, rootfs: Rootfs, host: Arc<Host>) -> Outcome {
     let began = Instant::now();
     let mut scene = match scene::Scene::new(driver, rootfs, host.clone()) {
         Ok(scene) => scene,

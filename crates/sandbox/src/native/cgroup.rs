@@ -188,7 +188,7 @@ fn clear(group: &Path) {
 
 /// Removes a group whose last process has ended. The kernel may need a moment to let go of it.
 fn remove(group: &Path) {
-    for _ in 0..200 {
+    for _ in 0..5000 {
         match fs::remove_dir(group) {
             Err(why) if why.raw_os_error() == Some(libc::EBUSY) => {
                 std::thread::park_timeout(Duration::from_millis(1));
@@ -501,7 +501,7 @@ impl Drop for Undo<'_> {
 /// Waits until a file says that all stand still.
 async fn settle(file: &Path, done: impl Fn(&str) -> bool) -> Result<(), Error> {
     // A process in the middle of a system call that cannot be interrupted holds the others up.
-    for round in 0..2000u32 {
+    for round in 0..10_000u32 {
         let text = fs::read_to_string(file).map_err(|cause| Error::Cgroup { path: file.to_owned(), cause })?;
         if done(&text) {
             return Ok(());

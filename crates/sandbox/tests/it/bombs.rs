@@ -5,7 +5,7 @@ use std::time::Duration;
 use palisade_sandbox::{ExecRequest, Facility, Output};
 use serde_json::json;
 
-use crate::rig::Rig;
+use crate::rig::{Rig, began};
 
 /// What must go on whatever a sandbox does to itself.
 async fn answers(rig: &Rig) {
@@ -18,8 +18,9 @@ async fn answers(rig: &Rig) {
 async fn ends(rig: Rig) {
     let pid = rig.sandbox.pid().unwrap();
     let own = format!("palisade-{}-", std::process::id());
+    let born = began(pid);
     tokio::time::timeout(Duration::from_secs(20), rig.sandbox.destroy()).await.unwrap().unwrap();
-    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    assert!(born.is_some() && began(pid) != born);
     for hierarchy in ["memory", "pids", "unified", "."] {
         for group in std::fs::read_dir(format!("/sys/fs/cgroup/{hierarchy}")).into_iter().flatten().flatten() {
             assert!(!group.file_name().to_string_lossy().starts_with(&own), "{:?}", group.path());
@@ -131,13 +132,8 @@ async fn output_without_end_costs_the_worker_nothing() {
     assert!(resident() < before + (32 << 20), "{} and {before}", resident());
     drop(floods);
     // What was dropped is killed.
-    for _ in 0..200 {
-        if rig.bash("pgrep -c 'yes|perl' || true").await == "0" {
-            return ends(rig).await;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("the floods go on");
+    rig.gone("yes|perl").await;
+    ends(rig).await;
 }
 
 #[tokio::test]

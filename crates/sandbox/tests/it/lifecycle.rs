@@ -77,9 +77,13 @@ async fn a_dropped_call_kills_what_it_started() {
         input: json!({"command": "echo $$ > shell; sleep 1000 & echo $! > child; wait"}),
         timeout: Duration::from_secs(60),
     };
-    let running = tokio::time::timeout(Duration::from_millis(500), rig.sandbox.tool(call)).await;
-    assert!(running.is_err());
-    for _ in 0..100 {
+    let child = rig.workspace().join("child");
+    tokio::select! {
+        done = rig.sandbox.tool(call) => panic!("it ended: {done:?}"),
+        // Dropped when both have said who they are.
+        () = crate::rig::until(|| std::fs::read_to_string(&child).is_ok_and(|said| said.ends_with('\n'))) => {}
+    }
+    for _ in 0..1000 {
         let alive = rig.bash("for p in $(cat shell child); do kill -0 $p 2>/dev/null && echo alive; done; true").await;
         if alive == "(no output)" {
             return;
@@ -94,8 +98,9 @@ async fn the_end_leaves_nothing() {
     let rig = Rig::new().await;
     rig.bash("setsid sleep 1000 & disown; true").await;
     let pid = rig.sandbox.pid().unwrap();
+    let born = crate::rig::began(pid);
     rig.sandbox.destroy().await.unwrap();
-    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    assert!(born.is_some() && crate::rig::began(pid) != born);
     let own = format!("palisade-{}-", std::process::id());
     for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
         for group in std::fs::read_dir(hierarchy.path()).into_iter().flatten().flatten() {

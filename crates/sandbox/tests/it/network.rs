@@ -60,10 +60,11 @@ async fn two_sandboxes_share_nothing() {
                  perl -e 'my $id = shmget(4711, 4096, 01666); shmwrite($id, \"secret\", 0, 6); msgget(4712, 01666); semget(4713, 1, 01666); print \"made\" if defined $id'";
     assert_eq!(one.bash(leave).await, "made");
     one.bash("perl -e 'use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0); bind(S, pack_sockaddr_un(\"\\0between\")); listen(S, 1); sleep 100' >/dev/null 2>&1 &").await;
-    for _ in 0..100 {
+    for _ in 0..1000 {
         if one.bash("grep -c between /proc/net/unix").await == "1" {
             break;
         }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     assert_eq!(one.bash("grep -c between /proc/net/unix").await, "1");
     let find = "cat /tmp/left /dev/shm/left /home/agent/left /run/left 2>/dev/null; grep between /proc/net/unix; \

@@ -10,7 +10,7 @@ use std::time::Duration;
 use palisade_sandbox::ToolCall;
 use serde_json::json;
 
-use crate::rig::{Rig, again, is_again};
+use crate::rig::{Rig, again, began, is_again};
 
 #[tokio::test]
 async fn a_sandbox_dies_with_its_worker() {
@@ -23,14 +23,15 @@ async fn a_sandbox_dies_with_its_worker() {
     let mut worker = again("protocol::a_sandbox_dies_with_its_worker").stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(worker.stdout.take().unwrap()).lines();
     let pid = lines.map_while(Result::ok).find_map(|line| Some(line.split_once("pid ")?.1.to_owned())).unwrap();
-    let cell = format!("/proc/{pid}");
-    assert!(Path::new(&cell).exists());
+    let pid = pid.parse().unwrap();
+    let born = began(pid);
+    assert!(born.is_some());
     let members = |group: &str| std::fs::read_to_string(format!("{group}/cgroup.procs")).unwrap_or_default();
     let group = format!("/sys/fs/cgroup/pids/palisade-{}-0", worker.id());
     worker.kill().unwrap();
     worker.wait().unwrap();
-    for _ in 0..500 {
-        if !Path::new(&cell).exists() && members(&group).is_empty() {
+    for _ in 0..2000 {
+        if began(pid) != born && members(&group).is_empty() {
             // The next worker clears away what this one could not.
             let rig = Rig::new().await;
             assert_eq!(rig.bash("echo next").await, "next");

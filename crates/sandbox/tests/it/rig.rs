@@ -65,6 +65,17 @@ impl Rig {
         (status, String::from_utf8_lossy(&out).trim().to_owned())
     }
 
+    /// Waits until nothing of this name is left inside: what was killed counts until it has been collected.
+    pub(crate) async fn gone(&self, name: &str) {
+        for _ in 0..1000 {
+            if self.bash(&format!("pgrep -c '{name}' || true")).await == "0" {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{name} goes on");
+    }
+
     /// Runs a Perl program, which can make any system call.
     pub(crate) async fn perl(&self, program: &str) -> String {
         self.run(&["/usr/bin/perl", "-e", program]).await.1
@@ -91,6 +102,12 @@ pub(crate) async fn until(true_at_last: impl Fn() -> bool) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     panic!("it did not come true");
+}
+
+/// When the process of this number began, if there is one: after its end another may have the number.
+pub(crate) fn began(pid: i32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.to_owned())
 }
 
 /// Control groups that a process has made.

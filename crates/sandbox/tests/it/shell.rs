@@ -120,7 +120,7 @@ async fn a_job_in_the_background_holds_nobody_up() {
     rig.run(&["/bin/sh", "-c", "setsid sleep 1000 & echo started"]).await;
     let (text, is_error) = rig.call("bash", json!({"command": "setsid sleep 1000 & exit"})).await;
     assert!(is_error && text.contains("terminated"));
-    assert!(began.elapsed() < Duration::from_secs(10), "nothing waited for the sleepers");
+    assert!(began.elapsed() < Duration::from_secs(20), "nothing waited for the sleepers");
     // One that prints more than a pipe holds goes on between the calls.
     rig.bash("(for i in $(seq 200000); do echo line $i; done; touch /tmp/through) & disown").await;
     for _ in 0..500 {
@@ -138,15 +138,16 @@ async fn a_job_in_the_background_holds_nobody_up() {
 async fn time_runs_out_for_one_call_only() {
     let rig = Rig::new().await;
     rig.bash("A=1").await;
-    let slow = json!({"command": "echo so far; sleep 1000 & trap '' TERM INT; sleep 1000", "timeout_ms": 300});
+    let slow = json!({"command": "echo so far; sleep 1000 & trap '' TERM INT; sleep 1000", "timeout_ms": 5000});
     let (text, is_error) = rig.call("bash", slow).await;
     assert!(is_error);
-    assert_eq!(text, "so far\nbash: bash command timed out after 300ms");
-    assert_eq!(rig.bash("echo [$A]; pgrep -c sleep || true").await, "[]\n0");
+    assert_eq!(text, "so far\nbash: bash command timed out after 5000ms");
+    assert_eq!(rig.bash("echo [$A]").await, "[]");
+    rig.gone("sleep").await;
     let (text, is_error) = rig.call("bash", json!({"command": "true", "timeout_ms": 0})).await;
     assert!(is_error && text.contains("timeout_ms"), "{text}");
     // Output without end is bounded here and there, and its end is what is kept.
-    let flood = json!({"command": "yes 'a line of this flood' & sleep 0.2; echo; yes", "timeout_ms": 2000});
+    let flood = json!({"command": "yes 'a line of this flood' & sleep 0.2; echo; yes", "timeout_ms": 4000});
     let (text, _) = rig.call("bash", flood).await;
     assert!(text.starts_with("[output truncated: ") && text.len() < 110 << 10, "{}", text.len());
     let much = rig.bash("head -c 100000000 /dev/zero | tr '\\0' x; echo; echo the end").await;

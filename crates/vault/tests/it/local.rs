@@ -79,7 +79,7 @@ exec:
   environment: {{command: [/usr/bin/env], environment: {{ONLY: this}}}}
   fails: {{command: [/bin/sh, -c, 'echo CANARY; echo CANARY >&2; exit 3']}}
   endless: {{command: [/bin/sh, -c, 'while :; do echo CANARY; done']}}
-  slow: {{command: [/bin/sh, -c, 'sleep 600 & echo $! > {mark}; wait'], timeout: 1}}
+  slow: {{command: [/bin/sh, -c, 'sleep 600 & echo $! > {mark}; wait'], timeout: 4}}
   silent: {{command: [/bin/true]}}
   missing: {{command: [/nonexistent/program]}}
 "#,
@@ -94,7 +94,7 @@ exec:
     refused(rig.value("exec:silent").await, &["printed nothing"]);
     refused(rig.value("exec:missing").await, &["cannot be started"]);
     refused(rig.value("exec:none").await, &["`none` under `exec:`"]);
-    refused(rig.value("exec:slow").await, &["killed after 1 s"]);
+    refused(rig.value("exec:slow").await, &["killed after 4 s"]);
     // What it had started is gone with it. A dead child of nobody stays for a moment until it is reaped.
     let pid = std::fs::read_to_string(&mark).unwrap();
     let status = format!("/proc/{}/stat", pid.trim());

@@ -14,6 +14,8 @@ async fn heartbeats_echo_the_last_one_byte_for_byte_through_failures() {
     let call = session.bash("echo x");
     let failures = [Reply::error(500), Reply::Regular, Reply::error(429), Reply::error(503), Reply::Hang];
     rig.fake.fault(Route::Heartbeat, failures);
+    // The one that is never answered is given up after half of it.
+    rig.fake.ttl_seconds(10);
     session.queue();
     let working = rig.start();
     rig.result(&session, &call).await;
@@ -30,14 +32,16 @@ async fn heartbeats_echo_the_last_one_byte_for_byte_through_failures() {
 async fn a_lost_lease_kills_the_call_posts_nothing_and_stops_nothing() {
     let rig = Rig::new().await;
     let session = rig.fake.session();
-    session.bash("touch /workspace/started; sleep 1; touch /workspace/survived");
+    session.bash("touch /workspace/started; while :; do echo x >> /workspace/alive; sleep 0.02; done");
     session.queue();
     let working = rig.start();
     rig.content(&session, "started", "").await;
     session.steal_lease();
     rig.observes("the loss", |observation| matches!(observation, Observation::LeaseLost { .. })).await;
-    tokio::time::sleep(Duration::from_millis(1300)).await;
-    assert!(!rig.file(&session, "survived").exists());
+    let written = || std::fs::metadata(rig.file(&session, "alive")).map_or(0, |file| file.len());
+    let before = written();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(written(), before, "it still runs");
     assert!(rig.fake.seen_on(Route::Send).is_empty());
     assert!(rig.fake.seen_on(Route::Stop).is_empty());
     assert_eq!(working.end().await.lost, 1);
@@ -46,12 +50,19 @@ async fn a_lost_lease_kills_the_call_posts_nothing_and_stops_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_accepted_heartbeat_for_a_time_to_live_is_a_loss() {
     let rig = Rig::new().await;
-    rig.fake.ttl_seconds(1);
     let session = rig.fake.session();
     let call = session.bash("echo x");
     session.queue();
     let working = rig.start();
     rig.result(&session, &call).await;
+    // Only now, so that it lasts until here.
+    rig.fake.ttl_seconds(1);
+    let beats = rig.fake.seen_on(Route::Heartbeat).len();
+    let lost = || rig.observed.lock().unwrap().iter().any(|seen| matches!(seen, Observation::LeaseLost { .. }));
+    // The first of two was answered with it. If the machine stands still the lease is lost by itself, which is what is wanted.
+    rig.fake
+        .wait("two beats", |fake| (fake.seen_on(Route::Heartbeat).len() >= beats + 2 || lost()).then_some(()))
+        .await;
     rig.fake.fault(Route::Heartbeat, (0..500).map(|_| Reply::error(500)));
     rig.observes("the loss", |observation| matches!(observation, Observation::LeaseLost { .. })).await;
     assert!(rig.fake.seen_on(Route::Stop).is_empty());

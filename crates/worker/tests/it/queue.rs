@@ -188,7 +188,8 @@ async fn shutdown_kills_and_answers_what_outlasts_the_grace() {
     let call = session.bash("touch /workspace/started; sleep 1000");
     session.queue();
     let mut options = rig.options();
-    options.grace = Duration::from_millis(500);
+    // Of which a fifth is left for telling.
+    options.grace = Duration::from_secs(10);
     let working = rig.start_with(options);
     rig.content(&session, "started", "").await;
     working.end().await;

@@ -73,7 +73,7 @@ impl Rig {
             failed_poll: (ms(5), ms(20)),
             reconnect: (ms(5), ms(20)),
             retry: (ms(5), ms(20)),
-            send_for: Duration::from_secs(2),
+            send_for: Duration::from_secs(60),
             heartbeat: (ms(20), ms(300)),
             ..Pace::default()
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use palisade_sandbox::{Bare, BareOptions, Driver, Error, Facility, Rootfs, Spec};
 
 use super::suite::{Subject, home, until};
+use crate::rig::began;
 
 fn options() -> BareOptions {
     BareOptions { development: true, allow_root: true }
@@ -63,11 +64,12 @@ async fn what_was_started_ends_and_nothing_else() {
     let mut other = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
     let place = subject().unwrap().place().await;
     let started = place.bash("(setsid sleep 1000 & echo $!)").await;
-    let proc = format!("/proc/{started}");
-    assert!(std::path::Path::new(&proc).exists(), "{started}");
+    let started = started.parse().unwrap();
+    let born = began(started);
+    assert!(born.is_some(), "{started}");
     assert_eq!(place.call("bash", serde_json::json!({"restart": true, "command": "echo again"})).await.0, "again");
     place.sandbox.destroy().await.unwrap();
-    until("the orphan has ended", || !std::path::Path::new(&proc).exists()).await;
+    until("the orphan has ended", || began(started) != born).await;
     assert!(other.try_wait().unwrap().is_none());
     other.kill().unwrap();
     other.wait().unwrap();

@@ -589,7 +589,7 @@ pub(crate) async fn a_bomb_ends_the_sandbox_at_most(subject: Subject) {
     let bomb = ":(){ :|:& };:; sleep 2";
     let call = ToolCall { name: "bash".to_owned(), input: json!({"command": bomb}), timeout: Duration::from_secs(3) };
     let heard = place.sandbox.tool(call).await;
-    assert!(matches!(heard, Ok(_) | Err(Error::Ended)), "{heard:?}");
+    assert!(matches!(heard, Ok(_) | Err(Error::Ended | Error::Timeout(_))), "{heard:?}");
     let usage = place.sandbox.usage().await.unwrap();
     assert!(usage.processes.is_none_or(|count| count <= 128), "{usage:?}");
     place.sandbox.destroy().await.unwrap();
@@ -638,6 +638,8 @@ pub(crate) async fn usage_is_told(subject: Subject) {
 }
 
 pub(crate) async fn the_end_leaves_nothing(subject: Subject) {
+    // An engine may still be removing what an earlier part let go of.
+    until("what was before is gone", || (subject.left)().is_empty()).await;
     let place = subject.place().await;
     place.bash("(sleep 1000 &) ; true").await;
     let pid = place.sandbox.pid();
@@ -655,13 +657,7 @@ pub(crate) async fn the_end_leaves_nothing(subject: Subject) {
     let place = subject.place().await;
     place.bash("(sleep 1000 &) ; true").await;
     drop(place);
-    for _ in 0..500 {
-        if (subject.left)().is_empty() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("still there: {:?}", (subject.left)());
+    until("nothing is left", || (subject.left)().is_empty()).await;
 }
 
 pub(crate) async fn what_is_required_is_there_or_refused(subject: Subject) {

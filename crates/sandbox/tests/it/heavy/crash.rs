@@ -104,6 +104,9 @@ async fn killed_workers_leave_nothing() {
     assert!(last.wait().unwrap().success());
     workers.push(last.id());
     for id in workers {
-        assert_eq!(rig::groups(id), Vec::<String>::new());
+        // The number may be another's by now, and the groups with it.
+        if !std::path::Path::new(&format!("/proc/{id}")).exists() {
+            assert_eq!(rig::groups(id), Vec::<String>::new());
+        }
     }
 }

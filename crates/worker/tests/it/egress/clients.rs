@@ -37,8 +37,11 @@ impl Clients {
                 let url = format!("https://{host}:{}{path}", self.nginx.port);
                 let printed = self.world.run(&self.session, &format!("{before} {}", command(&url, host))).await;
                 assert!(printed.contains(PAGE), "{name} {how} {host}: {printed}");
-                let served = self.nginx.served().iter().filter(|line| line.contains(&path)).count();
-                assert_eq!(served, if host == "read.test" { 1 } else { 2 }, "{name} {how} {host}");
+                // It notes what it has served after it has answered.
+                let wanted = if host == "read.test" { 1 } else { 2 };
+                let served = || self.nginx.served().iter().filter(|line| line.contains(&path)).count();
+                self.world.rig.fake.wait("nginx to note it", |_| (served() >= wanted).then_some(())).await;
+                assert_eq!(served(), wanted, "{name} {how} {host}");
                 shown.push(printed);
             }
             // What is opened is kept with its path; what is passed through, with its name.

@@ -32,7 +32,7 @@ pub(super) fn requests() -> PathBuf {
         // The interpreter that is in sandboxes; a virtual environment has pip wherever there is `venv`.
         let script = r#"set -e; python=/usr/bin/python3; [ -x $python ] || python=python3
             $python -m venv "$1.venv"; trap 'rm -rf "$1.venv"' EXIT
-            "$1.venv/bin/python" -m pip install --quiet --disable-pip-version-check --target "$1/python" requests==2.32.5"#;
+            "$1.venv/bin/python" -m pip install --retries 10 --timeout 30 --quiet --disable-pip-version-check --target "$1/python" requests==2.32.5"#;
         command.args(["-c", script, "sh"]).arg(to);
         command
     })
@@ -41,7 +41,16 @@ pub(super) fn requests() -> PathBuf {
 fn npm(name: &str, packages: &[&str]) -> PathBuf {
     once(name, |to| {
         let mut command = Command::new("npm");
-        command.args(["install", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix"]);
+        command.args([
+            "install",
+            "--fetch-retries=5",
+            "--fetch-timeout=30000",
+            "--omit=optional",
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            "--prefix",
+        ]);
         command.arg(to).args(packages);
         command
     })

@@ -1,6 +1,6 @@
 //! `ssh` and `git` over SSH, against OpenSSH's server, with a key that only the agent of the session has.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -61,7 +61,9 @@ impl Sshd {
             let mut child = command.spawn().unwrap();
             let began = Instant::now();
             while began.elapsed() < Duration::from_secs(10) && child.try_wait().unwrap().is_none() {
-                if TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).is_ok() {
+                // Whoever answers at the port may be somebody else.
+                let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+                if log.contains(&format!("Server listening on 127.0.0.1 port {port}.")) {
                     return Sshd { port, folder, host_key, child };
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;

@@ -8,7 +8,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener as StdUnixListener};
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -269,6 +269,7 @@ const GOOD: &[&str] = &[
 
 impl Outside {
     pub(super) async fn new() -> Result<Outside> {
+        LazyLock::force(&echo::ZEROS);
         let records = Records::default();
         let what = "the suite's upstreams cannot be started";
         let authority = Authority::new("Authority of the suite's upstreams")?;

@@ -148,15 +148,23 @@ pub(super) fn long() -> [(String, String); 3] {
 
 /// Makes an attempt.
 pub(super) async fn make(attempt: &'static Attempt, outside: &Outside, driver: &dyn Driver, program: &Path) -> Made {
+    /// How often one is made whose end tells nothing: the machine may have stood still.
+    const TRIES: u32 = 3;
     let began = Instant::now();
-    let mut kept = Vec::new();
-    let verdict =
-        match tokio::time::timeout(PATIENCE, Box::pin(one(attempt, outside, driver, program, &mut kept))).await {
+    let mut tried = 1;
+    loop {
+        let mut kept = Vec::new();
+        let made = Box::pin(one(attempt, outside, driver, program, &mut kept));
+        let verdict = match tokio::time::timeout(PATIENCE, made).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(why)) => Verdict::Unclear(why),
             Err(_) => Verdict::Unclear(format!("it has not ended within {} s", PATIENCE.as_secs())),
         };
-    Made { attempt, verdict, kept, took: began.elapsed() }
+        if tried == TRIES || !matches!(verdict, Verdict::Unclear(_)) {
+            return Made { attempt, verdict, kept, took: began.elapsed() };
+        }
+        tried += 1;
+    }
 }
 
 /// What the kernel told of refused packets, and what the program heard.
