@@ -9,6 +9,7 @@ mod failing;
 mod git;
 mod packages;
 mod prepared;
+mod runtimes;
 mod secrets;
 mod sessions;
 mod ssh;

@@ -11,11 +11,11 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use super::world::{CANARY, World, has, policy, rule};
 
 /// OpenSSH's server, which takes one key.
-struct Sshd {
-    port: u16,
+pub(super) struct Sshd {
+    pub(super) port: u16,
     folder: tempfile::TempDir,
     /// The key by which it is known.
-    host_key: String,
+    pub(super) host_key: String,
     child: Child,
 }
 
@@ -39,7 +39,7 @@ fn keygen(at: &Path, kind: &str, comment: &str) -> String {
 
 impl Sshd {
     /// Takes this key for its own user, and serves the repositories of its folder.
-    async fn start(user_key: &str, kind: &str) -> Sshd {
+    pub(super) async fn start(user_key: &str, kind: &str) -> Sshd {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().display();
         let host_key = keygen(&folder.path().join("host"), kind, "host");
@@ -78,7 +78,7 @@ impl Sshd {
 }
 
 /// A credential that the agent signs with.
-fn ssh_key(from: &str, host: &str, user: &str, host_key: &str) -> String {
+pub(super) fn ssh_key(from: &str, host: &str, user: &str, host_key: &str) -> String {
     format!(
         "  - display_name: deploy key\n    auth: {{type: environment_variable, secret_name: DEPLOY, secret_value: {{from: '{from}'}}, \
          networking: {{type: limited, allowed_hosts: [{host}]}}}}\n    use: {{as: ssh_key, users: [{user}], host_keys: ['{host_key}']}}\n"
@@ -86,7 +86,7 @@ fn ssh_key(from: &str, host: &str, user: &str, host_key: &str) -> String {
 }
 
 /// Where a server can be run: it wants the directory for the processes that serve nobody yet.
-fn can_serve() -> bool {
+pub(super) fn can_serve() -> bool {
     if !has(&["ssh", "sshd", "ssh-keygen", "ssh-add", "git"]) {
         return false;
     }
@@ -98,13 +98,13 @@ fn can_serve() -> bool {
 }
 
 /// The user that the server runs as: the only one that it can let in where it is not root's.
-fn user() -> String {
+pub(super) fn user() -> String {
     let output = Command::new("id").arg("-un").output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 /// A private key that has been put into the worker's source.
-fn key_in_source(world: &World, kind: &str) -> String {
+pub(super) fn key_in_source(world: &World, kind: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let public = keygen(&folder.path().join("key"), kind, CANARY);
     world.secret("deploy", &std::fs::read_to_string(folder.path().join("key")).unwrap());

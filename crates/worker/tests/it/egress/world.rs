@@ -19,6 +19,7 @@ use hyper_util::service::TowerToHyperService;
 use palisade_audit::Filter;
 use palisade_egress::policy::Policies;
 use palisade_egress::proxy::Resolver;
+use palisade_sandbox::Driver;
 use palisade_testkit::control_plane::{FakeSession, text};
 use palisade_vault::{Surroundings, SystemClock};
 use palisade_worker::{Credentials, Egress, EgressOptions, Options};
@@ -168,6 +169,7 @@ pub(super) struct World {
     sources: String,
     seed: Option<PathBuf>,
     trail: Option<PathBuf>,
+    driver: Option<Arc<dyn Driver>>,
 }
 
 impl World {
@@ -178,7 +180,7 @@ impl World {
         let ca = Ca::new();
         std::fs::write(own.path().join("upstream.pem"), &ca.pem).unwrap();
         let sources = format!("  file: {{keys: {{directory: {}}}}}\n", keys.display());
-        World { rig: Rig::new().await, ca, own, variables: Vec::new(), sources, seed: None, trail: None }
+        World { rig: Rig::new().await, ca, own, variables: Vec::new(), sources, seed: None, trail: None, driver: None }
     }
 
     /// Puts a secret into the `keys` source.
@@ -206,6 +208,11 @@ impl World {
     /// Another place for the trail than the worker's state.
     pub(super) fn keep_trail_at(&mut self, path: &Path) {
         self.trail = Some(path.to_owned());
+    }
+
+    /// Another driver than `native`.
+    pub(super) fn driver(&mut self, driver: Arc<dyn Driver>) {
+        self.driver = Some(driver);
     }
 
     pub(super) fn trail(&self) -> PathBuf {
@@ -292,7 +299,9 @@ impl World {
             trail: self.trail(),
             now,
         });
-        Options { egress: Some(egress.unwrap()), seed: self.seed.clone(), ..self.rig.options() }
+        let own = self.rig.options();
+        let driver = self.driver.clone().unwrap_or_else(|| own.driver.clone());
+        Options { egress: Some(egress.unwrap()), seed: self.seed.clone(), driver, ..own }
     }
 
     /// Starts a worker, and a session on it.

@@ -40,6 +40,9 @@ pub(crate) struct TestArgs {
     /// Only attempts whose names begin with this, such as `dns` or `smuggling.two-lengths`. Controls of that name only.
     #[arg(long, value_name = "PREFIX", default_value = "")]
     only: String,
+    /// The image of the engine's sandboxes, by digest or id.
+    #[arg(long, value_name = "IMAGE", help_heading = "Driver")]
+    image: Option<String>,
     /// List the attempts, and make none.
     #[arg(long)]
     list: bool,
@@ -82,7 +85,7 @@ pub(super) fn run(args: &TestArgs, out: Output) -> Outcome {
         return Ok(ExitCode::SUCCESS);
     }
     block_on(async {
-        let driver = args.driver.open(NativeOptions::default(), None, None).await?;
+        let driver = args.driver.open(NativeOptions::default(), args.image.as_deref(), None).await?;
         let program = std::env::current_exe().context("this program cannot be shown to sandboxes")?;
         let outside = Arc::new(Outside::new().await?);
         let room = Arc::new(Semaphore::new(AT_ONCE));
