@@ -506,10 +506,11 @@ async fn settle(file: &Path, done: impl Fn(&str) -> bool) -> Result<(), Error> {
         if done(&text) {
             return Ok(());
         }
-        if round > 20 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        } else {
-            tokio::task::yield_now().await;
+        match round {
+            0..20 => tokio::task::yield_now().await,
+            // The runtime's own timer is no finer than a millisecond, for which all inside would stand still for nothing.
+            20..40 => std::thread::park_timeout(Duration::from_micros(50)),
+            _ => tokio::time::sleep(Duration::from_millis(1)).await,
         }
     }
     Err(Error::Cgroup { path: file.to_owned(), cause: io::ErrorKind::TimedOut.into() })
