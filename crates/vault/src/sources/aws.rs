@@ -18,10 +18,10 @@ use crate::source::{Content, Document, Source};
 use crate::sources::bearer::Bearer;
 use crate::surroundings::{Origin, Surroundings};
 
-mod role;
+mod keys;
 mod sigv4;
 
-use role::Role;
+use keys::{Keyring, Keys};
 
 /// One account and region under `aws:`.
 #[derive(Debug, Clone, Deserialize)]
@@ -89,17 +89,9 @@ pub(crate) struct Aws {
     config: AwsConfig,
     endpoint: String,
     client: Client,
-    surroundings: Surroundings,
     clock: Arc<dyn Clock>,
-    role: Option<Role>,
-    lent: Bearer<Keys>,
-}
-
-#[derive(Debug)]
-struct Keys {
-    id: String,
-    secret: Secret,
-    session: Option<Secret>,
+    keyring: Keyring,
+    kept: Bearer<Keys>,
 }
 
 #[derive(Deserialize)]
@@ -125,15 +117,14 @@ impl Aws {
         clock: Arc<dyn Clock>,
         lender: Option<Client>,
     ) -> Self {
-        let role = lender
-            .map(|lender| Role::new(config.auth.clone(), &config.region, lender, surroundings.clone(), clock.clone()));
-        let lent = Bearer::default();
-        Self { name: name.to_owned(), config, endpoint, client, surroundings, clock, role, lent }
+        let lender = lender.unwrap_or_else(|| client.clone());
+        let keyring = Keyring::new(config.auth.clone(), &config.region, lender, surroundings, clock.clone());
+        Self { name: name.to_owned(), config, endpoint, client, clock, keyring, kept: Bearer::default() }
     }
 
-    /// How errors call whoever lends the keys; `None` where keys are configured.
+    /// How errors call whoever lends keys; `None` for keys that are configured.
     pub(crate) fn lender(name: &str, config: &AwsConfig) -> Option<String> {
-        Role::place(&config.auth, &config.region, name)
+        Keyring::lender(&config.auth, &config.region, name)
     }
 
     /// Where the region's own endpoint is.
@@ -162,40 +153,6 @@ impl Aws {
         };
         signer.sign(&mut call, content.as_bytes(), self.clock.now())?;
         Some(call)
-    }
-
-    async fn keys(&self) -> Result<Keys, String> {
-        let all = &self.surroundings;
-        match &self.config.auth {
-            AwsAuth::Environment {} => {
-                let id = all.secret("AWS_ACCESS_KEY_ID")?.expose().trim().to_owned();
-                let secret = all.secret("AWS_SECRET_ACCESS_KEY")?;
-                let session = all.variable("AWS_SESSION_TOKEN").filter(|value| !value.is_empty());
-                let session = if session.is_some() { Some(all.secret("AWS_SESSION_TOKEN")?) } else { None };
-                Ok(Keys { id, secret, session })
-            }
-            AwsAuth::File { path, profile } => {
-                let text = Origin::File(path.clone()).load(all).await?;
-                let profile = profile.as_deref().unwrap_or("default");
-                read_profile(text.expose(), profile).ok_or_else(|| {
-                    format!(
-                        "`{}` has no profile `{profile}` with `aws_access_key_id` and `aws_secret_access_key`",
-                        path.display()
-                    )
-                })
-            }
-            AwsAuth::Keys { access_key_id, secret_access_key, session_token } => {
-                let secret = secret_access_key.load(all).await?;
-                let session = match session_token {
-                    Some(origin) => Some(origin.load(all).await?),
-                    None => None,
-                };
-                Ok(Keys { id: access_key_id.clone(), secret, session })
-            }
-            AwsAuth::Instance { .. } | AwsAuth::Container {} | AwsAuth::WebIdentity { .. } => {
-                Err("keys that are lent are not configured".to_owned())
-            }
-        }
     }
 
     fn refused(&self, answer: &Answer, secret: &str) -> FetchError {
@@ -261,28 +218,6 @@ fn spent(answer: &Answer) -> bool {
     matches!(kind(answer).as_str(), "ExpiredTokenException" | "UnrecognizedClientException" | "InvalidClientTokenId")
 }
 
-/// The keys of one profile in a shared credentials file.
-fn read_profile(text: &str, wanted: &str) -> Option<Keys> {
-    let (mut within, mut id, mut secret, mut session) = (false, None, None, None);
-    for line in text.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-            within = name.trim() == wanted;
-        } else if within
-            && !line.starts_with(['#', ';'])
-            && let Some((key, value)) = line.split_once('=')
-        {
-            let value = value.trim();
-            match key.trim() {
-                "aws_access_key_id" => id = Some(value.to_owned()),
-                "aws_secret_access_key" => secret = Some(Secret::new(value)),
-                "aws_session_token" => session = Some(Secret::new(value)),
-                _ => {}
-            }
-        }
-    }
-    Some(Keys { id: id?, secret: secret?, session })
-}
-
 #[async_trait]
 impl Source for Aws {
     fn description(&self) -> String {
@@ -295,16 +230,10 @@ impl Source for Aws {
 
     async fn fetch(&self, path: &str) -> Result<Document, FetchError> {
         let place = self.client.place();
-        let answer = if let Some(role) = &self.role {
-            let request = |keys: &Keys| self.request(keys, path);
-            self.lent.call(&self.client, &*self.clock, || role.log_in(), request, spent).await?
-        } else {
-            let keys = self.keys().await.map_err(|why| FetchError::local(place, why))?;
-            let request = self.request(&keys, path).ok_or_else(|| {
-                FetchError::local(place, "the keys that requests are signed with hold characters that none has")
-            })?;
-            self.client.call(request).await?
-        };
+        let unusable =
+            || FetchError::local(place, "the keys that requests are signed with hold characters that none has");
+        let request = |keys: &Keys| self.request(keys, path).ok_or_else(unusable);
+        let answer = self.kept.call(&self.client, &*self.clock, || self.keyring.log_in(), request, spent).await?;
         if answer.status != 200 {
             return Err(self.refused(&answer, path));
         }

@@ -55,9 +55,11 @@ impl Bearer<Secret> {
         url: &str,
     ) -> Result<Answer, FetchError> {
         let call = |token: &Secret| {
+            let header = secret_header("Bearer ", token)
+                .ok_or_else(|| FetchError::malformed(client.place(), "its token holds what no header may"))?;
             let mut call = Call::get(url.to_owned());
-            call.headers.insert(AUTHORIZATION, secret_header("Bearer ", token)?);
-            Some(call)
+            call.headers.insert(AUTHORIZATION, header);
+            Ok(call)
         };
         self.call(client, clock, log_in, call, |answer| answer.status == 401).await
     }
@@ -70,15 +72,13 @@ impl<T> Bearer<T> {
         client: &Client,
         clock: &dyn Clock,
         log_in: impl Fn() -> F,
-        call: impl Fn(&T) -> Option<Call>,
+        call: impl Fn(&T) -> Result<Call, FetchError>,
         spent: impl Fn(&Answer) -> bool,
     ) -> Result<Answer, FetchError> {
         let mut refused = None;
         loop {
             let (number, granted) = self.token(clock, &log_in, refused).await?;
-            let call = call(&granted.token)
-                .ok_or_else(|| FetchError::malformed(client.place(), "what it was granted holds what no header may"))?;
-            let answer = client.call(call).await?;
+            let answer = client.call(call(&granted.token)?).await?;
             if !spent(&answer) || refused.is_some() {
                 return Ok(answer);
             }

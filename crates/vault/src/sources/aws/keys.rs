@@ -1,5 +1,7 @@
-//! Keys that AWS lends for a while: to a machine, to a container, or for a token of somebody that it trusts.
+//! What requests are signed with: keys that are configured, or that AWS lends for a while to a machine, to a container, or for a
+//! token of somebody that it trusts.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +10,7 @@ use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{Method, Url};
 use serde::Deserialize;
 
-use super::{AwsAuth, Keys, suffix};
+use super::{AwsAuth, suffix};
 use crate::clock::Clock;
 use crate::error::FetchError;
 use crate::http::{Answer, Call, Client, encode, form, secret_header};
@@ -25,9 +27,16 @@ const ON_THIS_MACHINE: [&str; 3] = ["169.254.170.2", "169.254.170.23", "fd00:ec2
 /// The version of the interface of AWS's token service.
 const VERSION: &str = "2011-06-15";
 
-/// Somebody who lends keys.
 #[derive(Debug)]
-pub(super) struct Role {
+pub(super) struct Keys {
+    pub(super) id: String,
+    pub(super) secret: Secret,
+    pub(super) session: Option<Secret>,
+}
+
+/// Where keys come from.
+#[derive(Debug)]
+pub(super) struct Keyring {
     auth: AwsAuth,
     region: String,
     client: Client,
@@ -35,7 +44,7 @@ pub(super) struct Role {
     clock: Arc<dyn Clock>,
 }
 
-/// What all three answer.
+/// What all who lend answer.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Lent {
@@ -77,8 +86,8 @@ struct TroubleError {
     code: String,
 }
 
-impl Role {
-    /// `client` speaks to whoever lends, so that errors name them and not the keeper of secrets.
+impl Keyring {
+    /// `client` speaks to whoever lends, if anybody does, so that errors name them and not the keeper of secrets.
     pub(super) fn new(
         auth: AwsAuth,
         region: &str,
@@ -89,8 +98,8 @@ impl Role {
         Self { auth, region: region.to_owned(), client, surroundings, clock }
     }
 
-    /// How errors call whoever lends; `None` for keys that are not lent.
-    pub(super) fn place(auth: &AwsAuth, region: &str, name: &str) -> Option<String> {
+    /// How errors call whoever lends; `None` for keys that are configured.
+    pub(super) fn lender(auth: &AwsAuth, region: &str, name: &str) -> Option<String> {
         Some(match auth {
             AwsAuth::Instance { endpoint } => {
                 let endpoint = endpoint.as_deref().unwrap_or(METADATA);
@@ -102,18 +111,23 @@ impl Role {
         })
     }
 
-    /// Keys that were just lent.
+    /// Keys to sign with. Those that are configured are read for each use, as they may be replaced.
     pub(super) async fn log_in(&self) -> Result<Granted<Keys>, FetchError> {
-        match &self.auth {
-            AwsAuth::Instance { endpoint } => self.instance(endpoint.as_deref().unwrap_or(METADATA)).await,
-            AwsAuth::Container {} => self.container().await,
+        let all = &self.surroundings;
+        let own = match &self.auth {
+            AwsAuth::Instance { endpoint } => return self.instance(endpoint.as_deref().unwrap_or(METADATA)).await,
+            AwsAuth::Container {} => return self.container().await,
             AwsAuth::WebIdentity { role, token, session, endpoint } => {
-                self.assume(role.as_deref(), token.as_ref(), session.as_deref(), endpoint.as_deref()).await
+                return self.assume(role.as_deref(), token.as_ref(), session.as_deref(), endpoint.as_deref()).await;
             }
-            AwsAuth::Environment {} | AwsAuth::File { .. } | AwsAuth::Keys { .. } => {
-                Err(self.local("keys that are configured are not lent"))
+            AwsAuth::Environment {} => of_variables(all),
+            AwsAuth::File { path, profile } => of_profile(path, profile.as_deref().unwrap_or("default"), all).await,
+            AwsAuth::Keys { access_key_id, secret_access_key, session_token } => {
+                of_parts(access_key_id, secret_access_key, session_token.as_ref(), all).await
             }
-        }
+        };
+        let keys = own.map_err(|why| self.local(&why))?;
+        Ok(Granted { token: keys, ends: self.clock.elapsed() })
     }
 
     /// By version 2 of the metadata service: a token first, which forwarded requests do not get.
@@ -313,6 +327,52 @@ impl Role {
     fn local(&self, why: &str) -> FetchError {
         FetchError::local(self.client.place(), why)
     }
+}
+
+fn of_variables(all: &Surroundings) -> Result<Keys, String> {
+    let id = all.secret("AWS_ACCESS_KEY_ID")?.expose().trim().to_owned();
+    let secret = all.secret("AWS_SECRET_ACCESS_KEY")?;
+    let session = all.variable("AWS_SESSION_TOKEN").filter(|value| !value.is_empty());
+    let session = if session.is_some() { Some(all.secret("AWS_SESSION_TOKEN")?) } else { None };
+    Ok(Keys { id, secret, session })
+}
+
+async fn of_profile(path: &Path, profile: &str, all: &Surroundings) -> Result<Keys, String> {
+    let text = Origin::File(path.to_owned()).load(all).await?;
+    read_profile(text.expose(), profile).ok_or_else(|| {
+        format!("`{}` has no profile `{profile}` with `aws_access_key_id` and `aws_secret_access_key`", path.display())
+    })
+}
+
+async fn of_parts(id: &str, secret: &Origin, session: Option<&Origin>, all: &Surroundings) -> Result<Keys, String> {
+    let secret = secret.load(all).await?;
+    let session = match session {
+        Some(origin) => Some(origin.load(all).await?),
+        None => None,
+    };
+    Ok(Keys { id: id.to_owned(), secret, session })
+}
+
+/// The keys of one profile in a shared credentials file.
+fn read_profile(text: &str, wanted: &str) -> Option<Keys> {
+    let (mut within, mut id, mut secret, mut session) = (false, None, None, None);
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            within = name.trim() == wanted;
+        } else if within
+            && !line.starts_with(['#', ';'])
+            && let Some((key, value)) = line.split_once('=')
+        {
+            let value = value.trim();
+            match key.trim() {
+                "aws_access_key_id" => id = Some(value.to_owned()),
+                "aws_secret_access_key" => secret = Some(Secret::new(value)),
+                "aws_session_token" => session = Some(Secret::new(value)),
+                _ => {}
+            }
+        }
+    }
+    Some(Keys { id: id?, secret: secret?, session })
 }
 
 fn xml<T: serde::de::DeserializeOwned>(body: &[u8]) -> Option<T> {
