@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::http::{AddressError, Client, ClientError, address};
 use crate::reference::Kind;
 use crate::source::Source;
-use crate::sources::aws::{Aws, AwsAuth, AwsConfig};
+use crate::sources::aws::{Aws, AwsAuth, AwsConfig, is_arn};
 use crate::sources::azure::{Azure, AzureAuth, AzureConfig};
 use crate::sources::env::{Env, EnvConfig};
 use crate::sources::exec::{Exec, ExecConfig};
@@ -207,7 +207,11 @@ impl VaultConfig {
                 AwsAuth::Instance { endpoint } => {
                     metadata(format!("aws.{name}.auth.endpoint"), endpoint.as_deref())?;
                 }
-                AwsAuth::WebIdentity { session, endpoint, .. } => {
+                AwsAuth::WebIdentity { role, session, endpoint, .. } => {
+                    if role.as_ref().is_some_and(|role| !is_arn(role)) {
+                        let why = "must be the ARN of a role, such as `arn:aws:iam::123456789012:role/worker`";
+                        return Err(wrong(format!("aws.{name}.auth.role"), why));
+                    }
                     if let Some(endpoint) = endpoint {
                         server(format!("aws.{name}.auth.endpoint"), endpoint)?;
                     }

@@ -48,7 +48,8 @@ pub(crate) async fn keep(
         let pause;
         match client.heartbeat(&credential, &work, &expected, deadline).await {
             Ok(beat) => {
-                last_success = Instant::now();
+                // It counts from when it was asked for at the latest: the answer may have been long on its way.
+                last_success = started;
                 backoff.reset();
                 expected = beat.last_heartbeat;
                 if let Some(seconds) = beat.ttl_seconds.filter(|seconds| *seconds > 0) {

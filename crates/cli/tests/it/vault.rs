@@ -462,6 +462,7 @@ fn what_the_guide_shows_can_be_used() {
         };
         for auth in row.split('`').filter(|part| part.starts_with("{method: ")) {
             let auth = auth.replace("ORIGIN", "'credential:x'").replace("path: P", "path: /p");
+            let auth = auth.replace("role: ARN", "role: 'arn:aws:iam::1:role/worker'");
             files.push(format!("sources: {{{kind}: {{one: {{{needs}, auth: {auth}}}}}}}\n"));
         }
     }

@@ -174,9 +174,11 @@ pub async fn run(
 const TRIES: u32 = 3;
 
 async fn one(attempt: &'static Attempt, driver: Arc<dyn Driver>, rootfs: Rootfs, host: Arc<Host>) -> Outcome {
-    let mut tried = 1;
+    let (mut tried, mut slowest) = (1, None);
     loop {
-        let outcome = once(attempt, driver.clone(), rootfs.clone(), host.clone()).await;
+        let mut outcome = once(attempt, driver.clone(), rootfs.clone(), host.clone()).await;
+        slowest = slowest.max(outcome.answered);
+        outcome.answered = slowest;
         if tried == TRIES || !matches!(outcome.verdict, Verdict::Unclear(_)) {
             return outcome;
         }

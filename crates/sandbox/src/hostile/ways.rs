@@ -146,7 +146,10 @@ pub(super) fn read_line(line: &str, secret: &str) -> Verdict {
 
 fn judge(ended: &Ended, secret: &str, host_decides: bool) -> Verdict {
     if ended.timed_out {
-        return Verdict::Unclear("it took too long".to_owned());
+        return match read_line(&ended.line, secret) {
+            Verdict::Through(what) => Verdict::Through(what),
+            _ => Verdict::Unclear("it took too long".to_owned()),
+        };
     }
     match (ended.signal, read_line(&ended.line, secret)) {
         (_, Verdict::Through(what)) => Verdict::Through(what),
@@ -295,8 +298,10 @@ async fn held(name: &str, scene: &mut Scene, most: u64, needs: Option<Facility>)
     let facts = [format!("limit={most}"), "role=hold".to_owned()];
     let mut exec = scene.start(&sandbox, name, &facts, PATIENCE).await.map_err(|why| ended(&why))?;
     let line = scene.line(&mut exec).await?;
-    let Verdict::Unclear(taken) = read_line(&line, scene.host.secret()) else {
-        return Err(Verdict::Unclear(format!("it said {line:?}")));
+    let taken = match read_line(&line, scene.host.secret()) {
+        Verdict::Unclear(taken) => taken,
+        Verdict::Through(what) => return Err(Verdict::Through(what)),
+        _ => return Err(Verdict::Unclear(format!("it said {line:?}"))),
     };
     scene.answers(&sandbox).await?;
     let one = ["role=one".to_owned()];
@@ -465,6 +470,7 @@ async fn race(tool: &str, to: Target, scene: &mut Scene) -> Result<Verdict, Verd
         Verdict::Unclear(turns) if turns.ends_with("turns") && turns != "0 turns" && calls > 0 => {
             Verdict::Refused(format!("{calls} calls, {turns}"))
         }
+        Verdict::Through(what) => Verdict::Through(what),
         verdict => Verdict::Unclear(format!("{calls} calls, {verdict}")),
     };
     unharmed(scene, sandbox, verdict).await

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{Error, Facility, Limits, Status, Usage};
 
@@ -149,11 +149,12 @@ fn sweep(layout: &Layout, first: bool) {
     let mut layout = layout.clone();
     let unified = layout.unified.take();
     let places = layout.places().map(|place| place.take().map(|place| place.directory));
+    let until = patience();
     for place in places.into_iter().flatten().chain(unified) {
         for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
             let owner = entry.file_name().to_str().and_then(owner);
             if owner.is_some_and(|pid| is_gone(pid, first)) {
-                clear(&entry.path());
+                clear(&entry.path(), until);
             }
         }
     }
@@ -169,8 +170,13 @@ fn is_gone(pid: u32, own: bool) -> bool {
     if pid == std::process::id() { own } else { fs::symlink_metadata(format!("/proc/{pid}")).is_err() }
 }
 
+/// Until when the kernel may take to let go of groups, all together.
+fn patience() -> Instant {
+    Instant::now() + Duration::from_secs(5)
+}
+
 /// Ends what is in a group and removes it.
-fn clear(group: &Path) {
+fn clear(group: &Path, until: Instant) {
     // A frozen process does not die before it goes on.
     for (file, word) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0"), ("cgroup.kill", "1")] {
         let file = group.join(file);
@@ -183,14 +189,14 @@ fn clear(group: &Path) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
-    remove(group);
+    remove(group, until);
 }
 
 /// Removes a group whose last process has ended. The kernel may need a moment to let go of it.
-fn remove(group: &Path) {
-    for _ in 0..5000 {
+fn remove(group: &Path, until: Instant) {
+    loop {
         match fs::remove_dir(group) {
-            Err(why) if why.raw_os_error() == Some(libc::EBUSY) => {
+            Err(why) if why.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {
                 std::thread::park_timeout(Duration::from_millis(1));
             }
             // Another worker may have been faster.
@@ -434,15 +440,17 @@ impl Cgroups {
 
     /// Ends whatever is still in the groups, and removes them.
     pub(crate) fn clear(self) {
+        let until = patience();
         for group in &self.all {
-            clear(group);
+            clear(group, until);
         }
     }
 
     /// Removes the groups of a sandbox that has ended.
     pub(crate) fn remove(self) {
+        let until = patience();
         for group in &self.all {
-            remove(group);
+            remove(group, until);
         }
     }
 

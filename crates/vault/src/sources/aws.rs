@@ -23,6 +23,8 @@ mod sigv4;
 
 use keys::{Keyring, Keys};
 
+pub(crate) use keys::is_arn;
+
 /// One account and region under `aws:`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]

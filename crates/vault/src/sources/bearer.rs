@@ -111,11 +111,18 @@ impl<T> Bearer<T> {
             Ok(granted) => {
                 let granted = Arc::new(granted);
                 kept.refused = None;
-                kept.granted = Some((kept.number, granted.clone()));
+                // What would not be used again does not stay in memory.
+                if clock.elapsed() + MARGIN < granted.ends {
+                    kept.granted = Some((kept.number, granted.clone()));
+                }
                 Ok((kept.number, granted))
             }
             Err(error) => {
-                kept.refused = Some((now + PAUSE, error.clone()));
+                // What is wrong on this machine is looked at anew each time. The pause begins when the refusal is known, which
+                // may have taken long.
+                if !matches!(error, FetchError::Local { .. }) {
+                    kept.refused = Some((clock.elapsed() + PAUSE, error.clone()));
+                }
                 Err(error)
             }
         }

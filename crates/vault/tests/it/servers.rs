@@ -418,9 +418,10 @@ async fn aws_says_why_it_lends_no_keys() {
     let refusing = Fake::start(FakeAwsRoles::new(Lends::WebIdentity, "CANARY-other"), clock.truth()).await;
     let refusing = format!("{{method: web_identity, endpoint: '{}', token: 'file:{file}'}}", refusing.url());
     type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'a [&'a str]);
-    let cases: [Case<'_>; 11] = [
+    let jwt = ("AWS_WEB_IDENTITY_TOKEN_FILE", "CANARY.not.a.path");
+    let cases: [Case<'_>; 13] = [
         (&no_role, vec![], &["metadata service", "has no role", "instance profile"]),
-        (&of_machine, vec![], &["no keys for the role `worker`", "trusts EC2"]),
+        (&of_machine, vec![], &["no keys for this machine's role", "trusts EC2"]),
         (&container, vec![], &["AWS_CONTAINER_CREDENTIALS_FULL_URI", "give the task"]),
         (&container, vec![("AWS_CONTAINER_CREDENTIALS_FULL_URI", full)], &["status 403", "role of the task"]),
         (&container, vec![("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "@evil.test/")], &["no path"]),
@@ -434,6 +435,9 @@ async fn aws_says_why_it_lends_no_keys() {
         (&of_pod, vec![], &["token service", "no `role`", "AWS_ROLE_ARN"]),
         (&of_pod, vec![not_trusted], &["no `token`", "AWS_WEB_IDENTITY_TOKEN_FILE"]),
         (&of_pod, vec![not_trusted, ("AWS_WEB_IDENTITY_TOKEN_FILE", file)], &["does not take the token", "audience"]),
+        // Somebody put the token, or another secret, where a name belongs.
+        (&of_pod, vec![not_trusted, jwt], &["AWS_WEB_IDENTITY_TOKEN_FILE", "no absolute path"]),
+        (&of_pod, vec![("AWS_ROLE_ARN", "CANARY")], &["no ARN of a role"]),
         (&refusing, vec![("AWS_ROLE_ARN", "arn:aws:iam::1:role/other")], &["role/other", "whom the role trusts"]),
     ];
     for (auth, variables, needles) in cases {

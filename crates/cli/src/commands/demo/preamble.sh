@@ -12,6 +12,10 @@ layer_of() {
     *) echo unknown ;;
   esac
 }
-verdict() { # name, yes when it worked, layer
-  if [ "$2" = yes ]; then echo "attempt=$1 outcome=SUCCEEDED layer=none"; else echo "attempt=$1 outcome=refused layer=$3"; fi
+verdict() { # name, yes when it worked and no when it was refused, layer
+  case "$2" in
+    yes) echo "attempt=$1 outcome=SUCCEEDED layer=none" ;;
+    no) echo "attempt=$1 outcome=refused layer=$3" ;;
+    *) echo "attempt=$1 outcome=UNCLEAR layer=none" ;;
+  esac
 }

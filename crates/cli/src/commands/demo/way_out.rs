@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::AUTHORIZATION;
+use hyper::header::{AUTHORIZATION, HOST};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
@@ -71,7 +71,7 @@ impl Service {
         [
             Check::nothing(
                 "the service outside was shown the credential, which no sandbox has",
-                (known != 1).then(|| format!("{known} requests came with it")),
+                (known == 0).then(|| "no request came with it".to_owned()),
             ),
             Check::nothing(
                 "nothing else came to it",
@@ -85,7 +85,9 @@ async fn serve(stream: TcpStream, seen: Arc<Seen>, shown: String) {
     let answer = |request: Request<Incoming>| {
         let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let authorization = authorization.unwrap_or_default().to_owned();
-        let known = authorization == shown && request.method() == Method::GET;
+        let host = request.headers().get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let named = host.split(':').next() == Some("api.demo.test");
+        let known = named && authorization == shown && request.method() == Method::GET;
         if known { &seen.known } else { &seen.others }.fetch_add(1, Ordering::SeqCst);
         let whom = if known { "the owner of the credential" } else { "a stranger" };
         let body = format!("demo-service: hello, {whom}; your header was `{authorization}`\n");
@@ -155,12 +157,19 @@ pub(super) struct Audited {
 
 /// Whether the trail is whole, and has what was tried. The worker must have ended.
 pub(super) fn audited(dir: &Path) -> (Audited, Check) {
-    #[derive(Deserialize)]
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
     struct Begin {
+        kind: String,
+        to: String,
+        method: String,
         allowed: bool,
+        credentials: Vec<String>,
         alert: bool,
     }
     let mut audited = Audited::default();
+    // The request with the credential, the host that no rule names, the method, and the placeholder at another host.
+    let mut seen = [false; 4];
     let mut read = || -> Result<(), String> {
         let report = palisade_audit::verify(&trail(dir)).map_err(|why| why.to_string())?;
         if !report.intact() {
@@ -175,12 +184,17 @@ pub(super) fn audited(dir: &Path) -> (Audited, Check) {
             let begin: Begin = serde_json::from_str(record.body.get()).map_err(|why| why.to_string())?;
             *if begin.allowed { &mut audited.allowed } else { &mut audited.refused } += 1;
             audited.alerts += u64::from(begin.alert);
+            let refused = begin.kind == "request" && !begin.allowed;
+            seen[0] |= begin.kind == "request" && begin.allowed && !begin.credentials.is_empty();
+            seen[1] |= refused && begin.method == "GET" && !begin.alert;
+            seen[2] |= refused && begin.method == "DELETE";
+            seen[3] |= refused && begin.alert && begin.to.starts_with("files.demo.test:");
         }
         Ok(())
     };
     let mut found = read().err();
-    if found.is_none() && (audited.allowed == 0 || audited.refused == 0 || audited.alerts == 0) {
-        found = Some(format!("it has {audited:?}"));
+    if found.is_none() && !seen.iter().all(|seen| *seen) {
+        found = Some(format!("something is missing: {seen:?}"));
     }
     (
         audited,

@@ -8,7 +8,7 @@ ask() { # where to, method, which host is named
   } 2>&1
 }
 refused() { # name of the attempt, what was answered
-  case "$2" in *demo-service*) worked=yes ;; *) worked=no ;; esac
+  case "$2" in *demo-service*) worked=yes ;; *egress_refused*) worked=no ;; *) worked=unclear ;; esac
   verdict "$1" "$worked" "$(layer_of "$2")"
 }
 echo "in here, DEMO_TOKEN is ${DEMO_TOKEN:-not set}"

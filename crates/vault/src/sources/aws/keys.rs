@@ -151,6 +151,12 @@ impl Keyring {
                 .map(Secret::new)
                 .map_err(|_| FetchError::malformed(place, "its token is no text"))?,
             403 => return Err(FetchError::denied(place, "it is turned off; enable the instance's metadata endpoint")),
+            404 | 405 => {
+                return Err(FetchError::denied(
+                    place,
+                    "it gives no tokens of version 2; check that this is a machine of EC2",
+                ));
+            }
             status => return Err(self.client.status(status)),
         };
         let get = async |path: &str| {
@@ -170,14 +176,21 @@ impl Keyring {
         if role.is_empty() {
             return Err(none());
         }
+        // As IAM has it. What else it may be is not asked for, and not repeated.
+        let simple = |byte: u8| byte.is_ascii_alphanumeric() || b"_+=,.@-".contains(&byte);
+        if role.len() > 64 || !role.bytes().all(simple) {
+            return Err(FetchError::malformed(place, "its first line is no name of a role"));
+        }
         let asked = self.clock.elapsed();
         let answer = get(&encode(&role)).await?;
-        if answer.status != 200 {
-            return Err(self.client.status(answer.status));
+        match answer.status {
+            200 => {}
+            404 => return Err(none()),
+            status => return Err(self.client.status(status)),
         }
         let said: Said = self.client.parse(&answer.body)?;
         if said.code.is_some_and(|code| code != "Success") {
-            let why = format!("it has no keys for the role `{role}`; check that the role exists and trusts EC2");
+            let why = "it has no keys for this machine's role; check that the role exists and trusts EC2";
             return Err(FetchError::denied(place, why));
         }
         self.lent(self.client.parse(&answer.body)?, asked)
@@ -211,7 +224,10 @@ impl Keyring {
         let mut call = Call::get(url);
         let file = text("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE").transpose()?;
         let token = match file {
-            Some(path) => Some(Origin::Mounted(path.into()).load(&self.surroundings).await),
+            Some(path) => {
+                let origin = self.mounted("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", path)?;
+                Some(origin.load(&self.surroundings).await)
+            }
             None if text("AWS_CONTAINER_AUTHORIZATION_TOKEN").is_some() => {
                 Some(self.surroundings.secret("AWS_CONTAINER_AUTHORIZATION_TOKEN"))
             }
@@ -255,9 +271,15 @@ impl Keyring {
         };
         let role = role.map(str::to_owned).or_else(|| variable("AWS_ROLE_ARN"));
         let role = role.ok_or_else(|| missing("role", "AWS_ROLE_ARN"))?;
-        let token =
-            token.cloned().or_else(|| variable("AWS_WEB_IDENTITY_TOKEN_FILE").map(|path| Origin::Mounted(path.into())));
-        let origin = token.ok_or_else(|| missing("token", "AWS_WEB_IDENTITY_TOKEN_FILE"))?;
+        if !is_arn(&role) {
+            return Err(self.local("what `role` or `AWS_ROLE_ARN` says is no ARN of a role"));
+        }
+        const FILE: &str = "AWS_WEB_IDENTITY_TOKEN_FILE";
+        let origin = match (token, variable(FILE)) {
+            (Some(token), _) => token.clone(),
+            (None, Some(path)) => self.mounted(FILE, path)?,
+            (None, None) => return Err(missing("token", FILE)),
+        };
         let token = origin.load(&self.surroundings).await.map_err(|why| self.local(&why))?;
         let session = session.map(str::to_owned).or_else(|| variable("AWS_ROLE_SESSION_NAME"));
         let fields = form(&[
@@ -310,6 +332,9 @@ impl Keyring {
                 FetchError::denied(place, format!("{} is not enabled for the account", self.region))
             }
             "Throttling" => FetchError::unavailable(place, "it is asked too often (Throttling)"),
+            _ if answer.status == 404 => {
+                FetchError::malformed(place, "it answered with status 404; check the `endpoint` of `auth`")
+            }
             _ => self.client.status(answer.status),
         }
     }
@@ -322,6 +347,14 @@ impl Keyring {
         let rest = ends.duration_since(self.clock.now()).unwrap_or_default();
         let keys = Keys { id: lent.access_key_id, secret: lent.secret_access_key, session: Some(lent.token) };
         Ok(Granted { token: keys, ends: asked.saturating_add(rest) })
+    }
+
+    /// The file that a variable names. What is no path may be the token itself, and is not repeated.
+    fn mounted(&self, name: &str, path: String) -> Result<Origin, FetchError> {
+        if !path.starts_with('/') {
+            return Err(self.local(&format!("`{name}` is no absolute path; name the file that holds the token")));
+        }
+        Ok(Origin::Mounted(path.into()))
     }
 
     fn local(&self, why: &str) -> FetchError {
@@ -377,6 +410,11 @@ fn read_profile(text: &str, wanted: &str) -> Option<Keys> {
 
 fn xml<T: serde::de::DeserializeOwned>(body: &[u8]) -> Option<T> {
     quick_xml::de::from_str(std::str::from_utf8(body).ok()?).ok()
+}
+
+/// Whether this may be a role's ARN. What is none is not repeated: it may be a secret at the wrong place.
+pub(crate) fn is_arn(text: &str) -> bool {
+    text.starts_with("arn:") && text.len() <= 2048 && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Whether keys from there were encrypted on the way, or never left the machine. A name says nothing about where it leads.

@@ -136,6 +136,8 @@ fn facts(outside: &Outside, marks: &Marks, broker: &Broker, foreign: &Broker) ->
     add("anywhere", get(broker, "ANYWHERE_TOKEN"));
     add("foreign", get(foreign, "HEADER_TOKEN"));
     add("token", marks.token.clone());
+    // Of the session, as the token must not come to a name server.
+    add("fresh", marks.session.rsplit('_').next().unwrap_or_default().to_owned());
     facts
 }
 
@@ -149,21 +151,32 @@ pub(super) fn long() -> [(String, String); 3] {
 /// Makes an attempt.
 pub(super) async fn make(attempt: &'static Attempt, outside: &Outside, driver: &dyn Driver, program: &Path) -> Made {
     /// How often one is made whose end tells nothing: the machine may have stood still.
-    const TRIES: u32 = 3;
+    const TRIES: usize = 3;
     let began = Instant::now();
-    let mut tried = 1;
+    let mut tries = Vec::new();
     loop {
         let mut kept = Vec::new();
-        let made = Box::pin(one(attempt, outside, driver, program, &mut kept));
-        let verdict = match tokio::time::timeout(PATIENCE, made).await {
+        let marks = match Marks::new(attempt) {
+            Ok(marks) => marks,
+            Err(why) => {
+                let verdict = Verdict::Unclear(format!("there is no randomness: {why}"));
+                return Made { attempt, verdict, kept, took: began.elapsed() };
+            }
+        };
+        let made = Box::pin(one(attempt, outside, (driver, program), &marks, &mut kept));
+        let mut verdict = match tokio::time::timeout(PATIENCE, made).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(why)) => Verdict::Unclear(why),
             Err(_) => Verdict::Unclear(format!("it has not ended within {} s", PATIENCE.as_secs())),
         };
-        if tried == TRIES || !matches!(verdict, Verdict::Unclear(_)) {
+        // What any try has done counts, however it ended.
+        tries.push(marks);
+        if let Some(harm) = tries.iter().find_map(|marks| harm(attempt, outside, marks)) {
+            verdict = Verdict::Through(harm);
+        }
+        if tries.len() == TRIES || !matches!(verdict, Verdict::Unclear(_)) {
             return Made { attempt, verdict, kept, took: began.elapsed() };
         }
-        tried += 1;
     }
 }
 
@@ -177,11 +190,10 @@ struct Seen {
 async fn one(
     attempt: &'static Attempt,
     outside: &Outside,
-    driver: &dyn Driver,
-    program: &Path,
+    (driver, program): (&dyn Driver, &Path),
+    marks: &Marks,
     kept: &mut Vec<String>,
 ) -> Result<Verdict, String> {
-    let marks = Marks::new(attempt).map_err(|why| format!("there is no randomness: {why}"))?;
     let value = (attempt.session != Session::Revoked).then_some(marks.value.as_str());
     let broker = |session: &str| {
         let broker = credentials(value).map(|all| Broker::new(&outside.mint, session, all));
@@ -218,8 +230,12 @@ async fn one(
     {
         session.close().await;
     }
-    let facts = facts(outside, &marks, &own, &foreign);
-    let (heard, errors) = run(attempt, &facts, &sandbox).await?;
+    let facts = facts(outside, marks, &own, &foreign);
+    let (heard, ended) = run(attempt, &facts, &sandbox).await;
+    if let Some(seen) = value_in(&everything(&heard), marks) {
+        return Ok(seen);
+    }
+    let errors = ended?;
     // Outcomes are with the trail then.
     if let Some(session) = session {
         session.close().await;
@@ -227,14 +243,16 @@ async fn one(
     let mut message = [0; 16384];
     let told = rustix::net::recv(&network.refused, &mut message[..], RecvFlags::DONTWAIT).is_ok();
     let seen = Seen { heard, errors, told };
-    let verdict = judge(attempt, outside, &marks, &facts, &seen).await;
+    let verdict = judge(attempt, outside, marks, &facts, &seen).await;
     for (entry, outcome) in outside.trail.of(&marks.session) {
         let word = entry.reason.or(outcome.and_then(|outcome| outcome.error)).unwrap_or("allowed");
         let method = entry.method.map(|method| format!("{method} ")).unwrap_or_default();
         kept.push(format!("{} {method}{}: {word}", entry.kind, entry.to));
     }
-    sandbox.destroy().await.map_err(|why| format!("its sandbox cannot be ended: {why}"))?;
-    Ok(verdict)
+    match sandbox.destroy().await {
+        Err(why) if !matches!(verdict, Verdict::Through(_)) => Err(format!("its sandbox cannot be ended: {why}")),
+        _ => Ok(verdict),
+    }
 }
 
 async fn sandbox(
@@ -260,11 +278,38 @@ async fn sandbox(
     driver.create(spec).await.map_err(|why| format!("there is no sandbox for it: {why}"))
 }
 
+/// Runs the program. What it heard, as far as that is known; and what it complained of, or why nothing can be told of it.
 async fn run(
     attempt: &Attempt,
     facts: &BTreeMap<String, String>,
     sandbox: &Sandbox,
-) -> Result<(Vec<Heard>, String), String> {
+) -> (Vec<Heard>, Result<String, String>) {
+    let mut said = Vec::new();
+    let ended = follow(attempt, facts, sandbox, &mut said).await;
+    let mut heard: Vec<Heard> = Vec::new();
+    let mut unread = None;
+    for line in said.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        match serde_json::from_slice(line) {
+            Ok(one) => heard.push(one),
+            Err(why) => unread = Some(why),
+        }
+    }
+    let ended = ended.and_then(|errors| match unread {
+        Some(why) => Err(format!("what it said cannot be read: {why}; {errors}")),
+        None if heard.len() != attempt.acts.len() => {
+            Err(format!("it made {} of {} acts: {errors}", heard.len(), attempt.acts.len()))
+        }
+        None => Ok(errors),
+    });
+    (heard, ended)
+}
+
+async fn follow(
+    attempt: &Attempt,
+    facts: &BTreeMap<String, String>,
+    sandbox: &Sandbox,
+    said: &mut Vec<u8>,
+) -> Result<String, String> {
     let told = serde_json::to_string(facts).map_err(|why| why.to_string())?;
     let request = ExecRequest {
         argv: [PROGRAM, "egress", "attempt", &attempt.name].map(str::to_owned).into(),
@@ -273,7 +318,7 @@ async fn run(
         ..ExecRequest::default()
     };
     let mut exec = sandbox.exec(request).await.map_err(|why| format!("it cannot be started: {why}"))?;
-    let (mut said, mut errors) = (Vec::new(), Vec::new());
+    let mut errors = Vec::new();
     while let Some(output) = exec.next().await.map_err(|why| format!("it cannot be followed: {why}"))? {
         match output {
             Output::Stdout(bytes) => said.extend_from_slice(&bytes),
@@ -281,14 +326,7 @@ async fn run(
             Output::Lost(bytes) => return Err(format!("{bytes} bytes of what it said are lost")),
         }
     }
-    let errors = String::from_utf8_lossy(&errors).trim().to_owned();
-    let heard: Result<Vec<Heard>, _> =
-        said.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(serde_json::from_slice).collect();
-    let heard = heard.map_err(|why| format!("what it said cannot be read: {why}; {errors}"))?;
-    if heard.len() != attempt.acts.len() {
-        return Err(format!("it made {} of {} acts: {errors}", heard.len(), attempt.acts.len()));
-    }
-    Ok((heard, errors))
+    Ok(String::from_utf8_lossy(&errors).trim().to_owned())
 }
 
 /// The body of an answer as it would be read: without chunks, unpacked.
@@ -339,6 +377,44 @@ fn readable(bytes: &[u8], value: &str) -> Option<&'static str> {
     })
 }
 
+/// All that was heard, as it came and as it would be read.
+fn everything(heard: &[Heard]) -> Vec<u8> {
+    let mut all = Vec::new();
+    for heard in heard {
+        let bytes = heard.bytes();
+        all.extend(unpacked(&bytes));
+        all.push(b'\n');
+        all.extend(bytes);
+        all.push(b'\n');
+    }
+    all
+}
+
+/// The verdict on what was heard, if the real value is in it.
+fn value_in(all: &[u8], marks: &Marks) -> Option<Verdict> {
+    let way = readable(all, &marks.value)?;
+    Some(Verdict::Through(format!("the real value of the credential was seen inside ({way})")))
+}
+
+/// Where the real value came to.
+fn value_at(outside: &Outside, marks: &Marks, which: impl Fn(&str) -> bool) -> Option<&'static str> {
+    let mut needles = echo::WAYS.iter().filter_map(|way| echo::written(way, &marks.value));
+    needles.find_map(|needle| outside.records.find(&needle, |record| which(record.at)))
+}
+
+/// What has come to somebody that must not.
+fn harm(attempt: &Attempt, outside: &Outside, marks: &Marks) -> Option<String> {
+    if let Some(at) = value_at(outside, marks, |at| at != "https" || attempt.harm == Harm::Value) {
+        return Some(format!("the real value of the credential came to {at}"));
+    }
+    let arrived = match (attempt.shown.is_control(), attempt.harm) {
+        (false, Harm::Token) => outside.records.find(&marks.token, |_| true),
+        (false, Harm::Head) => outside.records.find(&marks.token, |record| record.head),
+        _ => None,
+    };
+    arrived.map(|at| format!("it arrived: {at} has it"))
+}
+
 async fn judge(
     attempt: &Attempt,
     outside: &Outside,
@@ -346,32 +422,10 @@ async fn judge(
     facts: &BTreeMap<String, String>,
     seen: &Seen,
 ) -> Verdict {
-    let mut all = Vec::new();
-    for heard in &seen.heard {
-        let bytes = heard.bytes();
-        all.extend(unpacked(&bytes));
-        all.push(b'\n');
-        all.extend(bytes);
-        all.push(b'\n');
-    }
+    let all = everything(&seen.heard);
     // First what has happened, whatever anybody says.
-    if let Some(way) = readable(&all, &marks.value) {
-        return Verdict::Through(format!("the real value of the credential was seen inside ({way})"));
-    }
-    let value_at = |which: &dyn Fn(&str) -> bool| {
-        let needles = echo::WAYS.iter().filter_map(|way| echo::written(way, &marks.value));
-        needles.into_iter().find_map(|needle| outside.records.find(&needle, |record| which(record.at)))
-    };
-    if let Some(at) = value_at(&|at| at != "https" || attempt.harm == Harm::Value) {
-        return Verdict::Through(format!("the real value of the credential came to {at}"));
-    }
-    let arrived = match (attempt.shown.is_control(), attempt.harm) {
-        (false, Harm::Token) => outside.records.find(&marks.token, |_| true),
-        (false, Harm::Head) => outside.records.find(&marks.token, |record| record.head),
-        _ => None,
-    };
-    if let Some(at) = arrived {
-        return Verdict::Through(format!("it arrived: {at} has it"));
+    if let Some(harm) = harm(attempt, outside, marks) {
+        return Verdict::Through(harm);
     }
     // Then whether it is known why not.
     let entries = outside.trail.of(&marks.session);
@@ -441,7 +495,7 @@ async fn judge(
                 None => otherwise("it did not arrive"),
             }
         }
-        Shown::Injected => match arrives(|| value_at(&|at| at == "https")).await {
+        Shown::Injected => match arrives(|| value_at(outside, marks, |at| at == "https")).await {
             Some(_) if outside.records.find(facts.get("placeholder").map_or("", |it| it), |_| true).is_none() => {
                 Verdict::Held("the real value arrived at its host".to_owned())
             }

@@ -146,8 +146,10 @@ pub(super) fn attempts() -> Vec<Attempt> {
         );
     }
     let twice = |path: &str| {
-        let head = format!("GET /{path} HTTP/1.1\r\nHost: twice.rebind.test:{{rebind}}\r\nConnection: close\r\n\r\n");
-        Talk::with("twice.rebind.test:{rebind}", &[&head])
+        let head = format!(
+            "GET /{path} HTTP/1.1\r\nHost: twice-{{fresh}}.rebind.test:{{rebind}}\r\nConnection: close\r\n\r\n"
+        );
+        Talk::with("twice-{fresh}.rebind.test:{rebind}", &[&head])
     };
     all.push(
         Attempt::new("rebinding.second-answer", "have a name lead elsewhere when it is asked for again")

@@ -79,8 +79,8 @@ pub(super) fn attempts() -> Vec<Attempt> {
             "rebinding",
             "reach a name before it leads elsewhere",
             Talk::with(
-                "once.rebind.test:{rebind}",
-                &["GET /{token} HTTP/1.1\r\nHost: once.rebind.test:{rebind}\r\nConnection: close\r\n\r\n"],
+                "once-{fresh}.rebind.test:{rebind}",
+                &["GET /{token} HTTP/1.1\r\nHost: once-{fresh}.rebind.test:{rebind}\r\nConnection: close\r\n\r\n"],
             )
             .into(),
             Shown::Arrived("before"),
