@@ -232,10 +232,10 @@ async fn one(
     }
     let facts = facts(outside, marks, &own, &foreign);
     let (heard, ended) = run(attempt, &facts, &sandbox).await;
-    if let Some(seen) = value_in(&everything(&heard), marks) {
-        return Ok(seen);
-    }
-    let errors = ended?;
+    let errors = match ended {
+        Ok(errors) => errors,
+        Err(why) => return Ok(value_in(&everything(&heard), marks).unwrap_or(Verdict::Unclear(why))),
+    };
     // Outcomes are with the trail then.
     if let Some(session) = session {
         session.close().await;
@@ -424,6 +424,9 @@ async fn judge(
 ) -> Verdict {
     let all = everything(&seen.heard);
     // First what has happened, whatever anybody says.
+    if let Some(seen) = value_in(&all, marks) {
+        return seen;
+    }
     if let Some(harm) = harm(attempt, outside, marks) {
         return Verdict::Through(harm);
     }
