@@ -35,6 +35,15 @@ pub(crate) struct Address {
     pub(crate) state_dir: PathBuf,
 }
 
+/// What lies at the bottom of a failure: reqwest's own line repeats the address or says nothing.
+fn innermost(why: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = why;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
 /// Has reqwest and everything else use ring. Called once, before the first client; a second call changes nothing.
 pub(crate) fn install_crypto() {
     // An error says that it was installed before.
@@ -87,6 +96,10 @@ impl Client {
             // A proxy would see the key, and cannot reach this machine's loopback anyway.
             http = http.no_proxy();
         }
+        if base.scheme() == "http" {
+            // No TLS: a machine without CA certificates must do.
+            http = http.tls_certs_only([]);
+        }
         if let Some(path) = ca_file {
             let what = || format!("the certificates in {} cannot be used", path.display());
             let pem = std::fs::read(path).context(what())?;
@@ -94,7 +107,11 @@ impl Client {
                 http = http.add_root_certificate(certificate);
             }
         }
-        let http = http.build().context("the HTTP client cannot be set up")?;
+        let http = http.build().map_err(|why| {
+            Failure::new("the HTTP client cannot be set up")
+                .why(innermost(&why))
+                .fix("install this machine's CA certificates (ca-certificates), or name the server's with --ca-file")
+        })?;
         Ok(Client { http, base, key })
     }
 
@@ -150,13 +167,7 @@ impl Client {
     }
 
     fn unreachable(&self, what: &str, why: &reqwest::Error) -> Failure {
-        let mut text = String::new();
-        let mut cause: Option<&dyn std::error::Error> = Some(why);
-        while let Some(error) = cause {
-            // reqwest's own line repeats the address; the causes below say why.
-            text = error.to_string();
-            cause = error.source();
-        }
+        let text = innermost(why);
         Failure::new(format!("cannot {what}")).why(format!("{} does not answer: {text}", self.base)).fix(
             match self.base.scheme() {
                 "https" => "check --base-url, and name the authority of the server's certificate with --ca-file",

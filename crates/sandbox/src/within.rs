@@ -13,10 +13,13 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use crate::oci::CELL;
 
-/// The same as in `native`: of 128 that a user of the host has unless told otherwise, and a second lock on a door that filters
+/// The same as in `native`: of 128 that a user of the host has unless told otherwise; and a second lock on a door that filters
 /// close.
 const COUNTS: &[(&CStr, &[u8])] =
     &[(c"/proc/sys/user/max_inotify_instances", b"32"), (c"/proc/sys/user/max_user_namespaces", b"0")];
+
+/// What a user of the host may watch.
+const WATCHES: &str = "/proc/sys/fs/inotify/max_user_watches";
 
 /// Limits what the kernel counts for a container's users, by its first process. They are counted for whoever made the user
 /// namespace too, so one container could use up what all of them have.
@@ -27,9 +30,11 @@ const COUNTS: &[(&CStr, &[u8])] =
 pub(crate) fn limit_counts(pid: i32) -> io::Result<()> {
     // The limits would be the machine's.
     let namespace = foreign(pid, "user")?.ok_or_else(|| io::Error::other("it has no user namespace of its own"))?;
+    let watches = palisade_cell::watches(&std::fs::read_to_string(WATCHES)?).to_string();
     let set = move || {
         enter(namespace.as_raw_fd(), libc::CLONE_NEWUSER)?;
-        for (path, value) in COUNTS {
+        let watches: (&CStr, &[u8]) = (c"/proc/sys/user/max_inotify_watches", watches.as_bytes());
+        for &(path, value) in COUNTS.iter().chain([&watches]) {
             // SAFETY: the path is a C string, and the value lives through the call and is as long as told. The descriptor goes
             // with the process.
             check(unsafe {

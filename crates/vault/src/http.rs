@@ -124,6 +124,17 @@ pub(crate) enum ClientError {
     Build(String),
 }
 
+/// What lies at the bottom of a failure.
+fn innermost(error: &reqwest::Error) -> Option<String> {
+    let mut cause = std::error::Error::source(error);
+    let mut last = None;
+    while let Some(inner) = cause {
+        last = Some(inner.to_string());
+        cause = inner.source();
+    }
+    last
+}
+
 /// Calls to one server.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
@@ -180,7 +191,8 @@ impl Client {
             let bundle = reqwest::Certificate::from_pem_bundle(&pem).ok().filter(|bundle| !bundle.is_empty());
             http = http.tls_certs_merge(bundle.ok_or(ClientError::CaParse(shown))?);
         }
-        let http = http.build().map_err(|error| ClientError::Build(error.to_string()))?;
+        let http =
+            http.build().map_err(|error| ClientError::Build(innermost(&error).unwrap_or_else(|| error.to_string())))?;
         Ok(Self { http, place: place.to_owned() })
     }
 
@@ -223,19 +235,9 @@ impl Client {
         let why = if error.is_timeout() {
             format!("no answer within {} s", CALL.as_secs())
         } else {
-            let mut text = String::from(if error.is_connect() { "no connection" } else { "the connection broke" });
+            let text = if error.is_connect() { "no connection" } else { "the connection broke" };
             // The innermost cause says it best: connection refused, unknown issuer, name not known.
-            let mut cause = std::error::Error::source(&error);
-            let mut last = None;
-            while let Some(inner) = cause {
-                last = Some(inner.to_string());
-                cause = inner.source();
-            }
-            if let Some(last) = last {
-                text.push_str(": ");
-                text.push_str(&last);
-            }
-            text
+            innermost(&error).map_or_else(|| text.to_owned(), |cause| format!("{text}: {cause}"))
         };
         FetchError::unavailable(&self.place, why)
     }

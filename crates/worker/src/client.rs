@@ -181,8 +181,13 @@ fn bearer(secret: &Secret) -> Result<HeaderValue, CallError> {
     Ok(value)
 }
 
-/// The chain of causes, without the URL (it is long and the caller names the call).
+/// Why a call has failed.
 fn transport(error: reqwest::Error) -> CallError {
+    CallError::Transport(causes(error))
+}
+
+/// The chain of causes, without the URL (it is long and the caller names the call).
+fn causes(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);
@@ -194,7 +199,7 @@ fn transport(error: reqwest::Error) -> CallError {
         }
         cause = inner.source();
     }
-    CallError::Transport(text)
+    text
 }
 
 impl Client {
@@ -215,6 +220,10 @@ impl Client {
         if is_loopback(options.base_url) {
             http = http.no_proxy();
         }
+        if options.base_url.scheme() == "http" {
+            // No TLS: a machine without CA certificates must do.
+            http = http.tls_certs_only([]);
+        }
         if let Some(path) = options.ca_file {
             let shown = path.display().to_string();
             let pem = std::fs::read(path).map_err(|source| ClientError::CaRead { path: shown.clone(), source })?;
@@ -223,7 +232,7 @@ impl Client {
         }
         bearer(&options.key).map_err(|_| ClientError::Key)?;
         Ok(Self {
-            http: http.build().map_err(|error| ClientError::Http(error.to_string()))?,
+            http: http.build().map_err(|error| ClientError::Http(causes(error)))?,
             base: options.base_url.as_str().trim_end_matches('/').to_owned(),
             environment: segment(options.environment),
             key: options.key,

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::{Resumption, VerifierBuilderError, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -52,12 +53,29 @@ impl Client {
     }
 }
 
-/// Checks certificates against `roots`.
+/// Checks certificates against `roots`. With none, none is good: a machine without authorities can still have upstreams without
+/// TLS.
 pub(super) fn verifier(
-    roots: Arc<RootCertStore>,
+    mut roots: Arc<RootCertStore>,
     provider: &Arc<CryptoProvider>,
-) -> Result<Arc<WebPkiServerVerifier>, rustls::client::VerifierBuilderError> {
+) -> Result<Arc<WebPkiServerVerifier>, VerifierBuilderError> {
+    if roots.is_empty() {
+        // The verifier wants one: this one's key is gone before anything can be signed with it.
+        Arc::make_mut(&mut roots).add(nobodys()?).map_err(|_| VerifierBuilderError::NoRootAnchors)?;
+    }
     WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(provider)).build()
+}
+
+/// The certificate of an authority that nobody has the key of.
+fn nobodys() -> Result<CertificateDer<'static>, VerifierBuilderError> {
+    let made = || {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.self_signed(&KeyPair::generate()?)
+    };
+    made()
+        .map(|certificate: rcgen::Certificate| certificate.der().clone())
+        .map_err(|_: rcgen::Error| VerifierBuilderError::NoRootAnchors)
 }
 
 /// What went wrong between here and an upstream's TLS.
@@ -244,5 +262,23 @@ impl ServerCertVerifier for Witness {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.inner.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_authorities_no_certificate_is_good() {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = verifier(Arc::new(RootCertStore::empty()), &provider).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let own = CertificateParams::new(vec!["host.test".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let name = ServerName::try_from("host.test").unwrap();
+        let now = UnixTime::since_unix_epoch(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap());
+        let refused = verifier.verify_server_cert(own.der(), &[], &name, &[], now).unwrap_err();
+        let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        assert_eq!(refused, unknown);
     }
 }

@@ -33,7 +33,7 @@ pub(crate) fn enter(setup: &Setup, claim: &Claim, filters: [&[u8]; 2]) -> Result
         match users::enter() {
             Ok(made) => made?,
             Err(why) => entered.notes.push(format!(
-                "a user namespace of the sandbox's own: {why}; it shares queued signals, timers and inotify instances with others"
+                "a user namespace of the sandbox's own: {why}; it shares queued signals, timers, inotify instances and watches with others"
             )),
         }
         powerless()?;

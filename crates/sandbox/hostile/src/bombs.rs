@@ -293,7 +293,14 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         let Ok(fd) = call!(libc::SYS_inotify_init1, 0) else { return Said::Unclear("inotify_init1".to_owned()) };
         let many = facts.text("role") == "hold";
         let _ = many.then(|| std::fs::create_dir("/tmp/watched"));
+        // As many as there may be is more than this makes on a large machine: a quarter tells as well.
+        let all = sys::read("/proc/sys/fs/inotify/max_user_watches").unwrap_or_default();
+        let all = String::from_utf8_lossy(&all).trim().parse().unwrap_or(u64::MAX);
         held(facts, |n| {
+            if n > (all / 4).max(4096) {
+                let _ = Said::Through(format!("{n} of {all} are held")).tell();
+                sys::rest();
+            }
             let at = if many { format!("/tmp/watched/{n}") } else { "watched".to_owned() };
             sys::make(&at, "")?;
             call!(libc::SYS_inotify_add_watch, fd, &path(&at), libc::IN_OPEN)

@@ -201,6 +201,23 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             Ok(denied(call!(libc::SYS_ioctl, slave, 1u64 << 32 | libc::TIOCSTI, c"x")))
         })
     }),
+    ("terminal.discipline", |_| {
+        steps(|| {
+            let (_, slave) = pair()?;
+            // Every number that the kernel may have a module for; 0 is what a terminal has already.
+            for discipline in 1..=30i32 {
+                match call!(libc::SYS_ioctl, slave, libc::TIOCSETD, &[discipline]) {
+                    // The second is no kernel with disciplines at all.
+                    Err(Errno(libc::EPERM | libc::ENOTTY)) => {}
+                    looked_up => {
+                        let found = looked_up.map_or_else(|why| why.to_string(), |_| "granted".to_owned());
+                        return Ok(Said::Through(format!("{discipline} was looked for: {found}")));
+                    }
+                }
+            }
+            Ok(Said::Refused("every one of them".to_owned()))
+        })
+    }),
     ("terminal.controlling", |_| denied(sys::open("/dev/tty", libc::O_RDWR))),
     ("terminal.of-others", |_| {
         for entry in std::fs::read_dir("/dev/pts").into_iter().flatten().flatten() {

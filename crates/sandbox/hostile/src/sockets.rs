@@ -13,6 +13,9 @@ use crate::{Attempt, Facts, Said};
 /// How long a connection may take to be refused.
 const PATIENCE: Duration = Duration::from_millis(700);
 
+/// Tunnels of layer 2, in datagrams of IP.
+const IPPROTO_L2TP: i32 = 115;
+
 pub(crate) const ATTEMPTS: &[Attempt] = &[
     ("network.packet", |_| socket(libc::AF_PACKET, libc::SOCK_RAW, 0x300)),
     ("network.packet-datagram", |_| socket(libc::AF_PACKET, libc::SOCK_DGRAM, 0x300)),
@@ -36,7 +39,12 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     ("network.cluster", |_| socket(libc::AF_TIPC, libc::SOCK_SEQPACKET, 0)),
     ("network.reliable", |_| socket(libc::AF_RDS, libc::SOCK_SEQPACKET, 0)),
     ("network.stream-control", |_| socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP)),
+    ("network.stream-control-packets", |_| socket(libc::AF_INET6, libc::SOCK_SEQPACKET, libc::IPPROTO_SCTP)),
+    ("network.any-packets", |_| socket(libc::AF_INET, libc::SOCK_SEQPACKET, 0)),
     ("network.congestion", |_| socket(libc::AF_INET, libc::SOCK_DCCP, libc::IPPROTO_DCCP)),
+    ("network.multipath", |_| socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)),
+    ("network.partial-checksum", |_| socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)),
+    ("network.tunnel", |_| socket(libc::AF_INET6, libc::SOCK_DGRAM, IPPROTO_L2TP)),
     ("network.high-bits", |_| {
         // The kernel looks at 32 bits of the family, and a careless filter at 64.
         denied(call!(libc::SYS_socket, 1u64 << 32 | libc::AF_NETLINK as u64, libc::SOCK_RAW, 0))

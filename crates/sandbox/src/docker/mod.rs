@@ -172,7 +172,9 @@ impl Docker {
                 within::is_cell(pid)?;
                 let counted = if counts { within::limit_counts(pid) } else { Ok(()) };
                 let named = if names { within::limit_names(pid, &places) } else { Ok(()) };
-                let what = ["inotify instances", "the number of files in memory"].into_iter().zip([counted, named]);
+                let what = ["inotify instances and watches", "the number of files in memory"]
+                    .into_iter()
+                    .zip([counted, named]);
                 Ok(what.filter_map(|(what, set)| Some(format!("no limit of {what}: {}", set.err()?))).collect())
             });
             set.await.map_err(io::Error::other)?

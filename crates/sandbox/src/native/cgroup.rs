@@ -1,7 +1,7 @@
 //! Control groups: limits of all processes of a sandbox together.
 //!
-//! Version 1 hierarchies and a delegated version 2 are used where this process may make groups; elsewhere the report says
-//! so. Groups are made beside the worker's own, so that whatever limits the worker limits its sandboxes too.
+//! Version 1 hierarchies and a delegated version 2 ([`super::delegation`]) are used where this process may make groups; elsewhere
+//! the report says so. Groups are made beside the worker's own, so that whatever limits the worker limits its sandboxes too.
 
 use std::fs;
 use std::io;
@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::delegation::{self, LEAF};
 use crate::{Error, Facility, Limits, Status, Usage};
 
 /// Where groups can be made, by controller.
@@ -69,11 +70,8 @@ impl Group {
 pub(crate) fn layout() -> &'static Layout {
     static LAYOUT: OnceLock<Layout> = OnceLock::new();
     LAYOUT.get_or_init(|| {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        delegate(&find(&mounts, &own));
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mut layout = find(&mounts, &own);
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let mut layout = delegation::obtain(|| find(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup")));
         sweep(&layout, true);
         for place in layout.places() {
             if place.as_ref().is_some_and(|place| !usable(&place.directory)) {
@@ -83,58 +81,6 @@ pub(crate) fn layout() -> &'static Layout {
         layout.unified = layout.unified.take().filter(|directory| usable(directory));
         layout
     })
-}
-
-/// The group that a worker moves into, so that its own group can have groups with controllers below it: version 2 allows
-/// processes in the leaves of the tree only.
-const LEAF: &str = "palisade-worker";
-
-/// Makes the controllers that version 1 does not have available below the worker's own group of version 2, if that is
-/// given to it alone. What cannot be done leaves things as they are, and the report says what is missing.
-fn delegate(layout: &Layout) {
-    let Some(directory) = &layout.unified else { return };
-    let missing: Vec<&str> =
-        [("memory", &layout.memory), ("pids", &layout.pids), ("cpu", &layout.cpu), ("io", &layout.io)]
-            .into_iter()
-            .filter_map(|(name, place)| place.is_none().then_some(name))
-            .collect();
-    let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap_or_default();
-    let (available, members) = (read("cgroup.controllers"), read("cgroup.procs"));
-    let leaf = directory.join(LEAF);
-    let Some(plan) = delegation(&missing, &available, &members, std::process::id()) else { return };
-    if plan.leave {
-        let moved = fs::create_dir(&leaf).or_else(|why| match why.kind() {
-            io::ErrorKind::AlreadyExists => Ok(()),
-            _ => Err(why),
-        });
-        if moved.and_then(|()| fs::write(leaf.join("cgroup.procs"), std::process::id().to_string())).is_err() {
-            return;
-        }
-    }
-    for controller in plan.enable {
-        let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
-    }
-}
-
-/// What makes controllers available below a group.
-#[derive(Debug, PartialEq, Eq)]
-struct Delegation<'a> {
-    /// Whether this process must leave the group first.
-    leave: bool,
-    enable: Vec<&'a str>,
-}
-
-/// None if there is nothing to be had, or if the group has members that are not this worker's to move.
-fn delegation<'a>(missing: &[&'a str], available: &str, members: &str, own: u32) -> Option<Delegation<'a>> {
-    let enable: Vec<&str> =
-        missing.iter().copied().filter(|name| available.split_whitespace().any(|there| there == *name)).collect();
-    let mut members = members.split_whitespace();
-    let leave = match (members.next(), members.next()) {
-        (None, _) => false,
-        (Some(only), None) if only == own.to_string() => true,
-        _ => return None,
-    };
-    (!enable.is_empty()).then_some(Delegation { leave, enable })
 }
 
 /// Removes the groups of workers that have ended since this one looked last, frozen ones too.
@@ -544,34 +490,13 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_alone_in_its_group_makes_room_for_others_below_it() {
-        let wanted = ["memory", "pids", "cpu"];
-        let all = |leave| Some(Delegation { leave, enable: vec!["memory", "pids"] });
-        assert_eq!(delegation(&wanted, "memory pids hugetlb\n", "17\n", 17), all(true));
-        assert_eq!(delegation(&wanted, "memory pids", "", 17), all(false));
-        // Somebody else's shell is not moved about.
-        assert_eq!(delegation(&wanted, "memory pids", "16\n17\n", 17), None);
-        assert_eq!(delegation(&wanted, "memory pids", "16\n", 17), None);
-        assert_eq!(delegation(&wanted, "hugetlb", "17\n", 17), None);
-        assert_eq!(delegation(&[], "memory pids", "17\n", 17), None);
-    }
-
-    #[test]
     fn a_delegated_group_is_used_from_its_leaf() {
         let tree = tempfile::tempdir().unwrap();
         let group = tree.path().join("system.slice/palisade.service");
-        fs::create_dir_all(group.join(LEAF)).unwrap();
-        let me = std::process::id().to_string();
-        for (name, text) in [("cgroup.controllers", "cpu memory pids"), ("cgroup.procs", me.as_str())] {
-            fs::write(group.join(name), text).unwrap();
-        }
+        fs::create_dir_all(&group).unwrap();
         let mounts = format!("30 25 0:26 / {} rw - cgroup2 cgroup2 rw\n", tree.path().display());
         let layout = find(&mounts, "0::/system.slice/palisade.service\n");
         assert_eq!((layout.unified.as_deref(), layout.memory.as_ref()), (Some(group.as_path()), None));
-        delegate(&layout);
-        assert_eq!(fs::read_to_string(group.join(LEAF).join("cgroup.procs")).unwrap(), me);
-        // A plain file keeps what was written last.
-        assert_eq!(fs::read_to_string(group.join("cgroup.subtree_control")).unwrap(), "+cpu");
         fs::write(group.join("cgroup.subtree_control"), "cpu memory pids").unwrap();
         let layout = find(&mounts, "0::/system.slice/palisade.service/palisade-worker\n");
         let place = Some(Place { directory: group, unified: true });

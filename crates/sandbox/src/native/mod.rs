@@ -1,6 +1,7 @@
 //! The `native` driver: the kernel's own means, without a container engine.
 
 mod cgroup;
+mod delegation;
 mod identity;
 mod idmap;
 mod launch;
@@ -24,7 +25,7 @@ use crate::{
 };
 use stock::{Stock, Taken};
 
-pub(crate) use cgroup::{Cgroups, layout as cgroups, sweep_again};
+pub(crate) use cgroup::{Cgroups, Place as GroupPlace, layout as cgroups, sweep_again};
 pub(crate) use identity::{INSIDE, Identity, RANGE, give, is_root};
 pub(crate) use idmap::{Idmap, possible as idmapped};
 pub(crate) use launch::failed;

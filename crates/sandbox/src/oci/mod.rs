@@ -121,7 +121,7 @@ impl Oci {
             let limited =
                 tokio::task::spawn_blocking(move || within::limit_counts(pid)).await.map_err(|_| Error::Ended)?;
             if let Err(why) = limited {
-                up.notes.push(format!("inotify instances are those of all sandboxes together: {why}"));
+                up.notes.push(format!("inotify instances and watches are those of all sandboxes together: {why}"));
             }
         }
         let network = match &container.first {

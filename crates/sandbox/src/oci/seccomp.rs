@@ -110,7 +110,7 @@ pub(crate) fn profile(own_users: bool) -> Value {
         let args = json!([{"index": 0, "value": family, "op": "SCMP_CMP_EQ"}]);
         calls.push(json!({"names": ["socket"], "action": refuse, "errnoRet": libc::EPERM, "args": args}));
     }
-    for request in [libc::TIOCSTI, libc::TIOCLINUX] {
+    for request in [libc::TIOCSTI, libc::TIOCLINUX, libc::TIOCSETD] {
         let args = json!([{"index": 1, "value": request, "op": "SCMP_CMP_EQ"}]);
         calls.push(json!({"names": ["ioctl"], "action": refuse, "errnoRet": libc::EPERM, "args": args}));
     }

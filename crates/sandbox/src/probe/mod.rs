@@ -23,6 +23,10 @@ pub struct Probe {
     pub fix: Option<&'static str>,
 }
 
+/// What to do where no control groups can be made. A login's session gives none by itself, but systemd does when it is asked.
+const GROUPS: &str =
+    "run the worker as root, as a systemd unit with Delegate=yes, or from a login with systemd's busctl and a bus";
+
 /// Looks at this machine.
 pub fn probe() -> Vec<Probe> {
     let mut probes = Vec::new();
@@ -91,22 +95,23 @@ pub fn probe() -> Vec<Probe> {
         fix: Some("add landlock to the kernel's lsm= list (Linux 5.13 or newer)"),
     });
     let layout = native::cgroups();
-    for (label, place) in [
-        ("memory limits", &layout.memory),
-        ("process limits", &layout.pids),
-        ("processor limits", &layout.cpu),
-        ("freezer", &layout.freezer),
+    let place = |place: &Option<native::GroupPlace>| {
+        let place = place.as_ref()?;
+        Some(format!("cgroup v{} at {}", if place.unified { 2 } else { 1 }, place.directory.display()))
+    };
+    let unified = layout.unified.as_ref().map(|directory| format!("cgroup v2 at {}", directory.display()));
+    for (label, found) in [
+        ("memory limits", place(&layout.memory)),
+        ("process limits", place(&layout.pids)),
+        ("processor limits", place(&layout.cpu)),
+        ("freezer", unified.or_else(|| place(&layout.freezer))),
     ] {
         probes.push(Probe {
             facility: label,
-            available: place.is_some(),
+            available: found.is_some(),
             required: false,
-            detail: match place {
-                Some(place) if place.unified => format!("cgroup v2 at {}", place.directory.display()),
-                Some(place) => format!("cgroup v1 at {}", place.directory.display()),
-                None => "no control group can be made here".to_owned(),
-            },
-            fix: Some("run the worker as root, or under systemd with Delegate=yes"),
+            detail: found.unwrap_or_else(|| "no control group can be made here".to_owned()),
+            fix: Some(GROUPS),
         });
     }
     let overlay = read("/proc/filesystems").is_some_and(|text| text.lines().any(|line| line.ends_with("\toverlay")));

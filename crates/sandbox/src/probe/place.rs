@@ -14,7 +14,7 @@ use crate::{Driver, Error, Native, Options, Sandbox, Spec, Status, ToolCall, Wor
 /// freezer; and looks for runtimes, KVM and GPUs.
 pub async fn probe_place(state_dir: &Path) -> Vec<Probe> {
     let there = state_dir.ancestors().find(|place| place.is_dir()).unwrap_or(Path::new("/"));
-    let mut probes = sandbox(state_dir).await;
+    let mut probes = sandbox(there).await;
     probes.extend([idmap(there), disks(there)]);
     probes.extend(runtimes());
     probes.extend([kvm(), gpus()]);
@@ -22,7 +22,7 @@ pub async fn probe_place(state_dir: &Path) -> Vec<Probe> {
 }
 
 /// A sandbox with a workspace of layers: that it comes up, can write, and stands still when it is told to.
-async fn sandbox(state_dir: &Path) -> Vec<Probe> {
+async fn sandbox(place: &Path) -> Vec<Probe> {
     let mut made = Probe {
         facility: "a sandbox, tried",
         available: false,
@@ -35,9 +35,9 @@ async fn sandbox(state_dir: &Path) -> Vec<Probe> {
         available: false,
         required: false,
         detail: "no sandbox to try it on".to_owned(),
-        fix: Some("run the worker as root, or under systemd with Delegate=yes; checkpoints need it"),
+        fix: Some("make control groups possible, see above; checkpoints need it"),
     };
-    match throw_away(state_dir).await {
+    match throw_away(place).await {
         Ok((_home, sandbox)) => {
             let report = sandbox.report();
             let missing: Vec<String> = report
@@ -76,12 +76,10 @@ async fn sandbox(state_dir: &Path) -> Vec<Probe> {
     vec![made, frozen]
 }
 
-async fn throw_away(state_dir: &Path) -> Result<(tempfile::TempDir, Sandbox), Error> {
-    let wrong = |cause| Error::Directory { path: state_dir.to_owned(), cause };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".palisade-doctor-");
-    // A state directory that is not there is not made.
-    let home = if state_dir.is_dir() { builder.tempdir_in(state_dir) } else { builder.tempdir() }.map_err(wrong)?;
+async fn throw_away(place: &Path) -> Result<(tempfile::TempDir, Sandbox), Error> {
+    let wrong = |cause| Error::Directory { path: place.to_owned(), cause };
+    // Where the sessions would be: other file systems can other things.
+    let home = tempfile::Builder::new().prefix(".palisade-doctor-").tempdir_in(place).map_err(wrong)?;
     let [lower, upper, outputs] = ["lower", "upper", "outputs"].map(|name| home.path().join(name));
     for place in [&lower, &upper, &outputs] {
         fs::create_dir(place).map_err(wrong)?;

@@ -35,7 +35,7 @@ impl Direct {
             let bundle = reqwest::Certificate::from_pem_bundle(&pem).map_err(|why| why.to_string())?;
             client = client.tls_certs_merge(bundle);
         }
-        client.build().map(Direct).map_err(|why| why.to_string())
+        client.build().map(Direct).map_err(|why| failed(why).0)
     }
 }
 

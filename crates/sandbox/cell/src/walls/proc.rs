@@ -54,6 +54,8 @@ pub(super) fn mount(root: &str) -> Result<(), Failed> {
     let _ = fs::write(format!("{at}/sys/user/max_user_namespaces"), "0");
     // These are counted for whoever made the namespace as well: one sandbox must not use up all that its worker has.
     let _ = fs::write(format!("{at}/sys/user/max_inotify_instances"), "32");
+    let whole = fs::read_to_string(format!("{at}/sys/fs/inotify/max_user_watches")).unwrap_or_default();
+    let _ = fs::write(format!("{at}/sys/user/max_inotify_watches"), palisade_cell::watches(&whole).to_string());
     for name in ["bus", "fs", "irq", "sys", "sysrq-trigger"] {
         let path = sys::path(&format!("{at}/{name}")).step("read-only proc", name)?;
         if let Ok(tree) = sys::open_tree(&path) {

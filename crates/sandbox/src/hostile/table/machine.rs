@@ -116,6 +116,7 @@ pub(super) const TERMINAL: &[Attempt] = &[
     Attempt::new("terminal.paste", "paste into the console").after("CVE-2017-5226"),
     Attempt::new("terminal.high-bits", "type into a terminal past a filter that looks at too many bits")
         .after("CVE-2019-10063"),
+    Attempt::new("terminal.discipline", "have the kernel load a discipline of terminals").after("CVE-2017-2636"),
     Attempt::new("terminal.controlling", "open a terminal of the worker"),
     Attempt::new("terminal.of-others", "open somebody else's terminal"),
 ];

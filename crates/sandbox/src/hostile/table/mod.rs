@@ -84,7 +84,7 @@ const GUARANTEES: &[Guarantee] = &[
     Guarantee {
         name: "terminal",
         title: "Nobody types into a terminal of the worker",
-        mechanism: "own `devpts`, no controlling terminal, `TIOCSTI` and `TIOCLINUX` refused",
+        mechanism: "own `devpts`, no controlling terminal, `TIOCSTI`, `TIOCLINUX` and `TIOCSETD` refused",
         attempts: machine::TERMINAL,
     },
     Guarantee {
@@ -96,7 +96,7 @@ const GUARANTEES: &[Guarantee] = &[
     Guarantee {
         name: "network",
         title: "No network but an own loopback device",
-        mechanism: "network namespace; only `AF_UNIX`, `AF_INET` and `AF_INET6` sockets",
+        mechanism: "network namespace; only `AF_UNIX`, `AF_INET` and `AF_INET6` sockets, of the latter TCP and UDP only",
         attempts: network::NETWORK,
     },
     Guarantee {

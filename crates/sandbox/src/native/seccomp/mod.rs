@@ -16,6 +16,13 @@ const LAST: u32 = 466;
 /// Families of sockets that a sandbox with a loopback device and nothing else has a use for.
 const FAMILIES: [libc::c_int; 3] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
 
+/// What the internet families are used for, besides what a kind of socket has by itself (0).
+const PROTOCOLS: [libc::c_int; 2] = [libc::IPPROTO_TCP, libc::IPPROTO_UDP];
+
+/// Of the kinds of sockets, streams (1) and datagrams (2) have none of these bits, nor have raw ones (3); sequences of packets
+/// (5) and what DCCP has (6) do.
+const OTHER_KINDS: u32 = 0b1100;
+
 /// Namespaces that `clone` must not make.
 const NAMESPACES: u32 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
@@ -77,13 +84,24 @@ fn verdicts() -> BTreeMap<u32, Verdict> {
     // programs fall back to the older calls, whose arguments can.
     say(libc::SYS_clone, Verdict::Unless(vec![eperm(vec![Condition::AnyBit(0, NAMESPACES)])]));
     let families = FAMILIES.map(|family| Condition::NotEqual(0, family.unsigned_abs())).to_vec();
-    // Raw sockets of the allowed families need a capability that nobody has; the other families are refused here.
+    // Raw sockets of the allowed families need a capability that nobody has; the other families are refused here. So are the
+    // other protocols of the internet families: to ask for one is enough for the kernel to load the module that has it.
+    let internet = |condition| vec![Condition::NotEqual(0, libc::AF_UNIX.unsigned_abs()), condition];
+    let mut protocols = internet(Condition::NotEqual(2, 0));
+    protocols.extend(PROTOCOLS.map(|protocol| Condition::NotEqual(2, protocol.unsigned_abs())));
+    let kinds = internet(Condition::AnyBit(1, OTHER_KINDS));
     for call in [libc::SYS_socket, libc::SYS_socketpair] {
-        say(call, Verdict::Unless(vec![eperm(families.clone())]));
+        let rules = vec![
+            eperm(families.clone()),
+            (kinds.clone(), libc::ESOCKTNOSUPPORT),
+            (protocols.clone(), libc::EPROTONOSUPPORT),
+        ];
+        say(call, Verdict::Unless(rules));
     }
-    // Typing into somebody else's terminal.
-    let typing = [libc::TIOCSTI, libc::TIOCLINUX].map(|request| eperm(vec![Condition::Equal(1, request as u32)]));
-    say(libc::SYS_ioctl, Verdict::Unless(typing.to_vec()));
+    // Typing into somebody else's terminal; and disciplines of terminals, which the kernel loads modules for as well.
+    let terminal = [libc::TIOCSTI, libc::TIOCLINUX, libc::TIOCSETD];
+    let terminal = terminal.map(|request| eperm(vec![Condition::Equal(1, request as u32)]));
+    say(libc::SYS_ioctl, Verdict::Unless(terminal.to_vec()));
     // A file that sets its user's id has no power here, and need not be made either.
     let set_id = libc::S_ISUID | libc::S_ISGID;
     for (call, mode) in chmods() {

@@ -548,6 +548,16 @@ pub(crate) async fn what_is_counted_for_users_is_limited(subject: Subject) {
     // Of 128 that a user of the host has.
     let watch = format!("$n++ while $n < 1000 && syscall({}, 0) >= 0; print $n + 0", libc::SYS_inotify_init1);
     assert_eq!(place.perl(&[&watch]).await, "32");
+    // Of what one has of these, an eighth at most.
+    let files = format!(
+        "my $i = syscall({}, 0); mkdir '/tmp/w'; $n++ while $n < 20000 && open(my $f, '>', qq(/tmp/w/$n)) \
+         && syscall({}, $i, qq(/tmp/w/$n), 0x20) >= 0; print $n + 0",
+        libc::SYS_inotify_init1,
+        libc::SYS_inotify_add_watch
+    );
+    let whole = fs::read_to_string("/proc/sys/fs/inotify/max_user_watches").unwrap();
+    let whole: u64 = whole.trim().parse().unwrap();
+    assert_eq!(place.perl(&[&files]).await, (whole / 8).clamp(1024, 16384).to_string());
     // Timers that are held, and those of another: they count as queued signals.
     let timers = format!(
         "$| = 1; $n++ while $n < 9000 && syscall({}, 1, 0, my $t = '    ') >= 0; print $n + 0, qq(\n); sleep 30",
