@@ -16,7 +16,7 @@ use workspace::Workspace;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  test [--quick]  everything a change must pass, in one go; --quick leaves out formatting and clippy
+  test [--quick]  everything a change must pass, in one go; --quick leaves out formatting, clippy and the emulated kernel
   tidy            the rules of the repository that no compiler checks
   codegen         write the generated files
 ";

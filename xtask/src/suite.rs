@@ -86,6 +86,17 @@ pub(crate) fn run(quick: bool) -> Result<(), String> {
         command.arg(&driver).current_dir(&root);
         status(with_binary(command))
     });
+    stage("kernel", &mut || {
+        if quick {
+            return Outcome::NotRun("it takes minutes; `cargo xtask test` has it".to_owned());
+        }
+        if binary.is_none() {
+            return Outcome::Failed("it needs the binary, which was not built".to_owned());
+        }
+        let mut command = Command::new("bash");
+        command.arg(root.join("compat/kernel/run.sh")).current_dir(&root);
+        emulated(with_binary(command))
+    });
     stage("dependencies", &mut || {
         if prerequisites::has_subcommand("deny") {
             status(cargo(&root, &["deny", "check", "bans", "licenses", "sources"]))
@@ -139,6 +150,17 @@ fn status(mut command: Command) -> Outcome {
         Ok(status) if status.success() => Outcome::Passed,
         Ok(status) => Outcome::Failed(status.to_string()),
         Err(error) => Outcome::Failed(format!("{program} did not start: {error}")),
+    }
+}
+
+/// The same for what says with its exit code that it cannot be had on this machine.
+fn emulated(mut command: Command) -> Outcome {
+    const UNABLE: i32 = 3;
+    match command.stdin(Stdio::null()).status() {
+        Ok(status) if status.code() == Some(UNABLE) => Outcome::NotRun("see above for what is missing".to_owned()),
+        Ok(status) if status.success() => Outcome::Passed,
+        Ok(status) => Outcome::Failed(status.to_string()),
+        Err(error) => Outcome::Failed(format!("bash did not start: {error}")),
     }
 }
 

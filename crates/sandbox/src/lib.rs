@@ -21,6 +21,7 @@ mod pool;
 mod probe;
 mod process;
 mod registry;
+mod remove;
 mod sandbox;
 mod scratch;
 mod spec;
@@ -36,6 +37,7 @@ pub use pool::PoolOptions;
 pub use probe::{Probe, probe, probe_place};
 pub use process::{Bare, BareOptions};
 pub use registry::{DRIVERS, DriverOptions, driver};
+pub use remove::{Temporary, remove_tree};
 pub use sandbox::{
     CommandUsage, Connection, Exec, ExecRequest, ExitStatus, Input, Output, Sandbox, ToolCall, ToolOutput, ToolUsage,
 };

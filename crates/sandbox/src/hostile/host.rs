@@ -11,9 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-use tempfile::TempDir;
-
 use super::VARIABLE;
+use crate::Temporary;
 
 /// The hostile program, built for this target by the build script.
 static PROGRAM: &[u8] = include_bytes!(env!("PALISADE_HOSTILE"));
@@ -32,7 +31,7 @@ const SETTINGS: &[&str] = &[
 
 /// The host's side of the suite.
 pub(super) struct Host {
-    home: TempDir,
+    home: Temporary,
     secret: String,
     tcp: TcpListener,
     udp: UdpSocket,
@@ -47,7 +46,7 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) fn new() -> io::Result<Host> {
-        let home = tempfile::Builder::new().prefix("palisade-hostile-").tempdir()?;
+        let home = Temporary::new("palisade-hostile-", None)?;
         // As open as any directory of the host: what keeps a sandbox out are its walls.
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755))?;
         let mut random = [0; 16];

@@ -8,11 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use super::Verdict;
 use super::host::Host;
-use crate::{Driver, Error, Exec, ExecRequest, MemoryMount, Output, Rootfs, Sandbox, Spec, ToolCall};
+use crate::{Driver, Error, Exec, ExecRequest, MemoryMount, Output, Rootfs, Sandbox, Spec, Temporary, ToolCall};
 
 /// The program's name inside.
 pub(super) const PROGRAM: &str = "/workspace/palisade-hostile";
@@ -30,7 +29,7 @@ pub(super) struct Scene {
     driver: Arc<dyn Driver>,
     rootfs: Rootfs,
     pub(super) host: Arc<Host>,
-    home: TempDir,
+    home: Temporary,
     slowest: Option<Duration>,
     sandboxes: usize,
 }
@@ -44,7 +43,7 @@ pub(super) struct Ended {
 
 impl Scene {
     pub(super) fn new(driver: Arc<dyn Driver>, rootfs: Rootfs, host: Arc<Host>) -> io::Result<Scene> {
-        let home = tempfile::Builder::new().prefix("palisade-scene-").tempdir()?;
+        let home = Temporary::new("palisade-scene-", None)?;
         fs::create_dir(home.path().join("memory"))?;
         fs::write(home.path().join("memory/note"), NOTE)?;
         // Nothing but the mount keeps anybody from writing it.

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::Probe;
-use crate::{Driver, Error, Native, Options, Sandbox, Spec, Status, ToolCall, Workspace, disk, native};
+use crate::{Driver, Error, Native, Options, Sandbox, Spec, Status, Temporary, ToolCall, Workspace, disk, native};
 
 /// Tries what sandboxes need with sessions kept in `state_dir`, which need not exist: a throw-away sandbox, its disk, its
 /// freezer; and looks for runtimes, KVM and GPUs.
@@ -76,10 +76,10 @@ async fn sandbox(place: &Path) -> Vec<Probe> {
     vec![made, frozen]
 }
 
-async fn throw_away(place: &Path) -> Result<(tempfile::TempDir, Sandbox), Error> {
+async fn throw_away(place: &Path) -> Result<(Temporary, Sandbox), Error> {
     let wrong = |cause| Error::Directory { path: place.to_owned(), cause };
     // Where the sessions would be: other file systems can other things.
-    let home = tempfile::Builder::new().prefix(".palisade-doctor-").tempdir_in(place).map_err(wrong)?;
+    let home = Temporary::new(".palisade-doctor-", Some(place)).map_err(wrong)?;
     let [lower, upper, outputs] = ["lower", "upper", "outputs"].map(|name| home.path().join(name));
     for place in [&lower, &upper, &outputs] {
         fs::create_dir(place).map_err(wrong)?;

@@ -5,7 +5,6 @@
 //! bringing a workspace back is one rename.
 
 mod base;
-mod remove;
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
@@ -236,7 +235,7 @@ impl Home {
             let partial = upper.with_extension("partial");
             let wrong = |source| HomeError::Make { path: partial.clone(), source };
             if partial.exists() {
-                remove::remove_tree(&partial).map_err(wrong)?;
+                palisade_sandbox::remove_tree(&partial).map_err(wrong)?;
             }
             DirBuilder::new().mode(0o755).create(&partial).and_then(|()| base::give(&partial)).map_err(wrong)?;
             if flat {
@@ -259,7 +258,9 @@ impl Home {
             let path = entry.path();
             let directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
             let removed = match directory {
-                true => disk::clear(&path).map_err(io::Error::other).and_then(|()| remove::remove_tree(&path)),
+                true => {
+                    disk::clear(&path).map_err(io::Error::other).and_then(|()| palisade_sandbox::remove_tree(&path))
+                }
                 // A layer's disk goes with its layer.
                 false if path.extension().is_some_and(|kind| kind == "img") && path.with_extension("").is_dir() => {
                     Ok(())

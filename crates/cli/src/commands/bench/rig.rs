@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use palisade_sandbox::Temporary;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
@@ -81,7 +82,7 @@ pub(super) struct Rig {
     pub(super) agent: String,
     pub(super) server: Process,
     key_file: PathBuf,
-    directory: tempfile::TempDir,
+    directory: Temporary,
 }
 
 /// This very program.
@@ -98,7 +99,7 @@ pub(super) fn palisade() -> Outcome<Command> {
 impl Rig {
     /// Starts a server in a fresh directory below `place`, with the agent that plays `script`.
     pub(super) async fn start(place: &Path, script: &Value) -> Outcome<Rig> {
-        let directory = tempfile::Builder::new().prefix("palisade-bench.").tempdir_in(place);
+        let directory = Temporary::new("palisade-bench.", Some(place));
         let directory = directory.context(format!("no directory can be made in {}", place.display()))?;
         let script_file = directory.path().join("script.json");
         std::fs::write(&script_file, script.to_string()).context("the script cannot be written")?;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use palisade_engine::model::{Models, Script};
+use palisade_sandbox::Temporary;
 use serde_json::json;
 
 use self::attempts::{Attempt, EXPECTED, Targets};
@@ -87,7 +88,7 @@ pub(crate) fn run(args: &DemoArgs, out: Output) -> Outcome {
     let marker = marker()?;
     local::harden();
     local::log(local::LogFormat::Text, "error");
-    let work = tempfile::Builder::new().prefix("palisade-demo-").tempdir().context("no temporary directory")?;
+    let work = Temporary::new("palisade-demo-", None).context("no temporary directory")?;
     let played = block_on(play(args, &cast, work.path(), &marker, out))??;
     let kept = keep(args, work, &played)?;
     Ok(conclude(&played, kept.as_deref(), began.elapsed(), out))
@@ -197,7 +198,7 @@ fn script(commands: &[(&str, String)], nonce: &str, readme: &str) -> Outcome<Scr
 }
 
 /// Keeps what is to be kept; gives the report's place.
-fn keep(args: &DemoArgs, work: tempfile::TempDir, played: &Played) -> Outcome<Option<PathBuf>> {
+fn keep(args: &DemoArgs, work: Temporary, played: &Played) -> Outcome<Option<PathBuf>> {
     let mut place = None;
     if let Some(report) = &played.report {
         let target = match &args.out {

@@ -52,14 +52,18 @@ impl Entry {
         out.extend_from_slice(&self.len.to_le_bytes());
     }
 
-    /// Reads what [`Entry::encode`] wrote.
+    /// Reads what [`Entry::encode`] wrote: nothing that could not be.
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Entry, &'static str> {
-        Ok(Entry {
+        let entry = Entry {
             id: reader.id()?,
             offset: u64::from_le_bytes(reader.array()?),
             stored: u32::from_le_bytes(reader.array()?),
             len: u32::from_le_bytes(reader.array()?),
-        })
+        };
+        if entry.stored > entry.len || entry.len > MAX_CHUNK {
+            return Err("no chunk is as long as it says");
+        }
+        Ok(entry)
     }
 }
 
@@ -216,7 +220,7 @@ pub(crate) fn entries(id: &Id, footer: &[u8], offset: u64) -> Result<Vec<Entry>,
     let mut reader = Reader::new(footer);
     while reader.end().is_err() {
         let entry = Entry::decode(&mut reader)?;
-        if entry.offset != next || entry.stored > entry.len || entry.len > MAX_CHUNK {
+        if entry.offset != next {
             return Err("its footer contradicts itself");
         }
         next += u64::from(entry.stored);
@@ -245,13 +249,15 @@ pub(crate) fn entries_of(id: &Id, pack: &[u8]) -> Result<Vec<Entry>, &'static st
 pub(crate) struct Pack {
     path: PathBuf,
     file: File,
+    length: u64,
 }
 
 impl Pack {
     pub(crate) fn open(packs: &Path, id: &Id) -> Result<Pack> {
         let path = packs.join(id.to_string());
         let file = File::open(&path).at("opening", &path)?;
-        Ok(Pack { path, file })
+        let length = file.metadata().at("reading", &path)?.len();
+        Ok(Pack { path, file, length })
     }
 
     /// The error for a pack that does not hold what it must.
@@ -260,14 +266,14 @@ impl Pack {
     }
 
     /// How long the file is.
-    pub(crate) fn len(&self) -> Result<u64> {
-        (&self.file).seek(std::io::SeekFrom::End(0)).at("reading", &self.path)
+    pub(crate) fn len(&self) -> u64 {
+        self.length
     }
 
     /// Reads and checks the footer of the pack with this name.
     pub(crate) fn entries(&self, id: &Id) -> Result<Vec<Entry>> {
         let wrong = |what: &str| Error::corrupt(&self.path, what);
-        let len = self.len()?;
+        let len = self.length;
         let mut trailer = [0; TRAILER];
         let end = len.checked_sub(TRAILER as u64).filter(|end| *end >= MAGIC.len() as u64);
         let end = end.ok_or_else(|| wrong("it is too short"))?;
@@ -285,11 +291,14 @@ impl Pack {
 
     /// The bytes of a chunk as they are stored.
     fn stored(&self, entry: &Entry) -> Result<Vec<u8>> {
+        // Before there is room made for it: an index may say what it likes.
+        if entry.offset.checked_add(entry.stored.into()).is_none_or(|end| end > self.length) {
+            return Err(self.wrong(format!("it ends inside chunk {}", entry.id)));
+        }
         let mut stored = vec![0; entry.stored as usize];
         self.file.read_exact_at(&mut stored, entry.offset).map_err(|why| match why.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                Error::corrupt(&self.path, format!("it ends inside chunk {}", entry.id))
-            }
+            // Shorter than when it was opened.
+            std::io::ErrorKind::UnexpectedEof => self.wrong(format!("it ends inside chunk {}", entry.id)),
             _ => Error::io("reading", &self.path, why),
         })?;
         Ok(stored)

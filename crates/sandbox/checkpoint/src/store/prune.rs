@@ -136,7 +136,7 @@ impl Store {
         let mut small = Vec::new();
         let mut before = 0;
         for (place, id) in (0u32..).zip(&index.packs) {
-            let size = Pack::open(&packs, id)?.len()?;
+            let size = Pack::open(&packs, id)?.len();
             let entries = needed.remove(&place).unwrap_or_default();
             let used: u64 = entries.iter().map(|entry| u64::from(entry.stored)).sum();
             if used < size.saturating_sub((ENTRY * entries.len()) as u64) / 2 {

@@ -247,6 +247,35 @@ fn the_index_is_only_a_cache() {
     fs::write(&index, &bad).unwrap();
     let faults = Store::open(rig.store.dir()).unwrap().verify().unwrap().faults;
     assert!(faults.iter().any(|fault| fault.error.to_string().contains("says otherwise than the packs")), "{faults:?}");
+    // One by which chunks are longer than any can be is as good as none, and one by which they are longer than their pack makes no
+    // room for them.
+    for (length, read) in [(u32::MAX, true), (1 << 30, false)] {
+        let mut bad = good[..good.len() - 32].to_vec();
+        let mut at = 0;
+        // By packs: name, count, and of each chunk name, place, length as stored and as it is.
+        let mut rest = "palisade index 1\n".len();
+        while rest < bad.len() {
+            let count = u64::from_le_bytes(bad[rest + 32..rest + 40].try_into().unwrap());
+            rest += 40;
+            for _ in 0..count {
+                bad[rest + 40..rest + 44].copy_from_slice(&length.to_le_bytes());
+                bad[rest + 44..rest + 48].copy_from_slice(&length.to_le_bytes());
+                rest += 48;
+                at += 1;
+            }
+        }
+        assert!(at >= 20);
+        let check = *blake3::hash(&bad).as_bytes();
+        bad.extend_from_slice(&check);
+        fs::write(&index, &bad).unwrap();
+        let store = Store::open(rig.store.dir()).unwrap();
+        fs::remove_dir_all(rig.store.dir().join("layers")).unwrap();
+        fs::create_dir(rig.store.dir().join("layers")).unwrap();
+        match store.materialise(&ids[0], ownership()) {
+            Ok(_) => assert!(read),
+            Err(why) => assert!(!read && why.to_string().contains("it ends inside chunk"), "{why}"),
+        }
+    }
     fs::remove_file(&index).unwrap();
     let verified = Store::open(rig.store.dir()).unwrap().verify().unwrap();
     assert_eq!((verified.checkpoints, verified.faults.len()), (20, 0));

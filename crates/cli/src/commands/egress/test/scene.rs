@@ -16,7 +16,7 @@ use palisade_egress::broker::{Broker, Credential, Hosts, Places};
 use palisade_egress::policy::Policy;
 use palisade_egress::proxy::{Listeners, SessionSpec};
 use palisade_egress::{Supply, SupplyError};
-use palisade_sandbox::{Driver, ExecRequest, Given, Output, PROXY, Sandbox, Spec};
+use palisade_sandbox::{Driver, ExecRequest, Given, Output, PROXY, Sandbox, Spec, Temporary};
 use rustix::net::RecvFlags;
 
 use super::attempt::{Attempt, Harm, Session, Shown, name};
@@ -212,7 +212,7 @@ async fn one(
         now: outside::now(),
     });
     let prepared = prepared.map_err(|why| why.to_string())?;
-    let home = tempfile::Builder::new().prefix("palisade-scene-").tempdir();
+    let home = Temporary::new("palisade-scene-", None);
     let home = home.map_err(|why| format!("there is no directory for it: {why}"))?;
     let sandbox = sandbox(home.path(), prepared.ca_pem(), &own, driver, program).await?;
     let network = sandbox.network().ok_or("the sandbox's network leads nowhere")?;
