@@ -42,8 +42,9 @@ mkdir -p "$target"
 work=$(mktemp -d "$target/run.XXXXXX")
 trap 'rm -rf -- "$work"' EXIT
 
-# The machine's disk, made once for each kernel: Debian with systemd, a session for each who logs in, and two users.
-made=$target/$suite-$package
+# The machine's disk, made once for each kernel and state of this script: Debian with systemd, which has a session for each who logs
+# in, and a user.
+made=$target/$suite-$package-$(cat "$here/run.sh" "$here/attack.service" | cksum | cut -d ' ' -f 1)
 if [ ! -e "$made/disk" ]; then
   tree=$work/tree
   include=systemd-sysv,dbus,dbus-user-session,libpam-systemd,$package
@@ -57,6 +58,8 @@ if [ ! -e "$made/disk" ]; then
   done
   cp "$here/attack.service" "$tree/etc/systemd/system/"
   ln -s ../attack.service "$tree/etc/systemd/system/multi-user.target.wants/"
+  # The line on which everything is said is nobody's terminal.
+  ln -s /dev/null "$tree/etc/systemd/system/serial-getty@ttyS0.service"
   echo overlay >"$tree/etc/modules-load.d/palisade.conf"
   : >"$tree/etc/machine-id"
   mkdir -p "$made" "$tree/palisade"

@@ -1,6 +1,6 @@
 //! One work item, from the acknowledged claim to the stop.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -160,17 +160,22 @@ async fn ended(lease: &mut watch::Receiver<Lease>) -> Lease {
     }
 }
 
-fn plan(shared: &Shared, home: Home) -> Plan {
-    let options = &shared.options;
-    let spec = Spec {
+/// A sandbox as this worker has them.
+pub(crate) fn spec(options: &Options, workspace: &Path, outputs: &Path) -> Spec {
+    Spec {
         rootfs: options.rootfs.clone(),
         gpus: options.gpus.clone(),
         limits: options.limits.clone(),
         require: options.require.clone(),
         env: options.sandbox_env.clone(),
-        // The workspace is put together when the sandbox is started.
-        ..Spec::new(&shared.base.path, &home.outputs)
-    };
+        ..Spec::new(workspace, outputs)
+    }
+}
+
+fn plan(shared: &Shared, home: Home) -> Plan {
+    let options = &shared.options;
+    // The workspace is put together when the sandbox is started.
+    let spec = spec(options, &shared.base.path, &home.outputs);
     Plan {
         driver: options.driver.clone(),
         spec,

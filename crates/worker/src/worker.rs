@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use palisade_checkpoint::Store;
+use palisade_sandbox::Temporary;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -45,6 +46,9 @@ pub enum Error {
     /// The keys of identities cannot be served.
     #[error(transparent)]
     Identities(#[from] IdentitiesError),
+    /// What must be in force around sandboxes is not, or none can be made.
+    #[error("no session can be served: {0}")]
+    Boundary(#[from] palisade_sandbox::Error),
     /// A variable for sandboxes would carry a credential.
     #[error(
         "the variable {0} may not be set in sandboxes: it is a name, or holds the value, of the worker's own credential"
@@ -206,6 +210,7 @@ impl Worker {
     }
 
     async fn work(self, shutdown: CancellationToken) -> Result<Summary, Error> {
+        self.boundary().await?;
         let admin = self.admin().await?;
         let mut queue = Queue {
             slots: Arc::new(Semaphore::new(self.shared.options.concurrency)),
@@ -239,6 +244,23 @@ impl Worker {
 }
 
 impl Worker {
+    /// Tries what must be in force around every sandbox with one that nobody uses: better no session is claimed than that each
+    /// fails.
+    async fn boundary(&self) -> Result<(), Error> {
+        let options = &self.shared.options;
+        if options.require.is_empty() {
+            return Ok(());
+        }
+        let failed = |source| Error::StateDir { path: options.state_dir.display().to_string(), source };
+        let place = Temporary::new(".boundary-", Some(&options.state_dir)).map_err(failed)?;
+        let [workspace, outputs] = ["workspace", "outputs"].map(|name| place.path().join(name));
+        for directory in [&workspace, &outputs] {
+            std::fs::create_dir(directory).map_err(failed)?;
+        }
+        let sandbox = options.driver.create(item::spec(options, &workspace, &outputs)).await?;
+        Ok(sandbox.destroy().await?)
+    }
+
     /// Starts what operators use: SSH where it was asked for, and the local admin API. Sessions are served without the latter,
     /// too: what operators lose is said.
     async fn admin(&self) -> Result<Admin, Error> {

@@ -182,6 +182,19 @@ pub(crate) struct ServingArgs {
     /// The sandbox's /tmp and its home directory, each, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 512, help_heading = "Sandbox")]
     tmp_mib: u32,
+    /// What must be in force around every sandbox, or the worker does not start: memory-limit, process-limit, cpu-limit, disk-limit,
+    /// distinct-user, freeze, landlock, seccomp, capabilities, namespaces. May be repeated, or a list with commas.
+    #[arg(long, value_name = "FACILITY", value_delimiter = ',', value_parser = facility, help_heading = "Sandbox")]
+    require: Vec<Facility>,
+}
+
+/// A facility by its name.
+fn facility(name: &str) -> Result<Facility, String> {
+    let named = |facility: &Facility| facility.to_string().replace(' ', "-");
+    Facility::ALL.into_iter().find(|facility| named(facility) == name).ok_or_else(|| {
+        let all: Vec<String> = Facility::ALL.iter().map(named).collect();
+        format!("there is {}", all.join(", "))
+    })
 }
 
 impl ServingArgs {
@@ -245,6 +258,7 @@ impl ServingArgs {
             tmp_bytes: mib(self.tmp_mib),
             ..Limits::default()
         };
+        options.require.clone_from(&self.require);
         options.egress = self.egress(options).await?;
         Ok(())
     }

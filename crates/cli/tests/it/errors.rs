@@ -47,6 +47,9 @@ fn a_command_line_that_cannot_be_understood_has_its_own_exit_code() {
     for args in [["runn"].as_slice(), &["run", "--model"], &["keys", "create"], &["server", "--lease-ttl", "0"]] {
         assert_eq!(rig.run(args).status.code(), Some(64), "{args:?}");
     }
+    let output = rig.run(&["worker", "--require", "seccomp,walls"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(64) && said.contains("walls") && said.contains("memory-limit"), "{said}");
 }
 
 #[test]

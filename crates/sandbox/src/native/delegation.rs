@@ -130,7 +130,8 @@ fn scope() -> bool {
     }
     let Some(busctl) = BUSCTL.into_iter().find(|path| Path::new(path).is_file()) else { return false };
     let started = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_millis();
-    let name = format!("palisade-{}-{started:x}.scope", std::process::id());
+    // Not as the groups of sandboxes are called, by which the next worker knows what was left.
+    let name = format!("palisade.{}.{started:x}.scope", std::process::id());
     let family = family(std::process::id());
     let mut command = Command::new(busctl);
     command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -1,11 +1,13 @@
 //! Polling, claiming, many sessions, and the end of a worker.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use palisade_sandbox::{Bare, BareOptions, Facility};
 use palisade_testkit::control_plane::{KEY, Reply, Route, text, token};
 use palisade_worker::{Error, Mode, Secret};
 
-use crate::rig::Rig;
+use crate::rig::{Rig, native};
 
 /// The whole trace of one item, as the official workers' is recorded.
 #[tokio::test(flavor = "multi_thread")]
@@ -197,6 +199,28 @@ async fn shutdown_kills_and_answers_what_outlasts_the_grace() {
     assert_eq!(result["is_error"], true);
     assert!(text(&result).contains("shutting down"), "{result}");
     assert_eq!(rig.fake.item_state(&session.id).as_deref(), Some("stopped"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_must_be_in_force_is_or_no_session_is_claimed() {
+    let rig = Rig::new().await;
+    let session = rig.fake.session();
+    let call = session.bash("echo inside");
+    session.queue();
+    let mut options = rig.options();
+    options.require = vec![Facility::Seccomp];
+    options.driver = Arc::new(Bare::new(BareOptions { development: true, allow_root: true }).unwrap());
+    let error = rig.start_with(options.clone()).outcome().await.unwrap_err();
+    assert!(matches!(error, Error::Boundary(_)) && error.to_string().contains("seccomp is required"), "{error}");
+    assert!(rig.fake.seen().is_empty(), "something was asked for");
+    // Where it is, nothing is in the way, and nothing stays of the trial.
+    options.driver = native();
+    let state = options.state_dir.clone();
+    let working = rig.start_with(options);
+    assert_eq!(text(&rig.result(&session, &call).await), "inside");
+    let names = std::fs::read_dir(state).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(names.filter(|name| name.starts_with(".boundary-")).count() == 0);
+    working.end().await;
 }
 
 #[tokio::test]
