@@ -86,23 +86,26 @@ timeout --kill-after=10s "$limit" qemu-system-x86_64 \
   -append 'root=/dev/vda rw console=ttyS0 quiet panic=-1 systemd.show_status=0' \
   -drive file="$work/disk",if=virtio,format=raw,cache=unsafe \
   -drive file="$work/own",if=virtio,format=raw,cache=unsafe \
-  </dev/null >"$log" 2>&1 || fail "the machine did not come to its end: $log"
+  </dev/null >"$work/said" 2>&1 || fail "the machine did not come to its end: $log"
+tr -d '\r' <"$work/said" >"$log"
 
-# All but what was refused; the whole is in the log.
-grep -a -v '"result":"refused"' "$log" | grep -a -E '^(==|ok |warn |FAIL |\{)' || true
+# All but what was refused, and what every machine has; the whole is in the log.
+grep -a -v -e '"result":"refused"' -e '"result":"held"' -e '"type":"guarantee"' -e '^ok ' "$log" | grep -a -E '^(==|FAIL |\{)' | cut -c 1-200 || true
 for who in root agent; do
-  said=$work/$who
-  sed -n "/^== attacks by $who\$/,/^== end of attacks by $who\$/p" "$log" >"$said"
-  grep -a -q '"type":"verdict"' "$said" || fail "the attacks by $who did not come to their end: $log"
-  ! grep -a -q '"result":"through"' "$said" || fail "an attack by $who got through"
-  ! grep -a '"type":"guarantee"' "$said" | grep -a -q '"refused":0,' || fail "nothing was tried against a guarantee by $who"
-  grep -a -q "^== demo of $who: 0\$" "$log" || fail "the demo fails for $who: $log"
-  for facility in 'memory limits' 'process limits' 'processor limits' freezer 'freezing, tried'; do
+  for facility in 'memory limits' 'process limits' 'processor limits' freezer 'freezing, tried' 'egress network'; do
     grep -a -q "^ok   $who: $facility " "$log" || fail "$who has no ${facility% , tried}: $log"
   done
+  grep -a -q "^== demo of $who: 0\$" "$log" || fail "the demo fails for $who: $log"
+  for suite in sandbox egress; do
+    [ "$suite $who" != 'egress root' ] || continue
+    said=$work/$suite-$who
+    sed -n "/^== $suite test of $who\$/,/^== end of $suite test of $who\$/p" "$log" >"$said"
+    grep -a -q '"type":"verdict"' "$said" || fail "the $suite test of $who did not come to its end: $log"
+    ! grep -a -q '"result":"through"' "$said" || fail "an attempt in the $suite test of $who got through: $log"
+    ! grep -a '"type":"guarantee"' "$said" | grep -a -q '"refused":0,' || fail "a guarantee was not tried for $who: $log"
+  done
 done
-! sed -n '/^== attacks by root$/,/^== end/p' "$log" | grep -a '"type":"guarantee"' | grep -a -v -q '"not_run":0,' ||
-  fail "some attacks could not be made by root: $log"
-attempts=$(grep -a -c '"type":"attempt"' "$log")
-unclear=$(grep -a -c '"result":"unclear"' "$log" || true)
-printf 'kernel: %s: %s attempts, 0 got through, %s unclear\n' "$(sed -n 's/^== kernel //p' "$log" | tr -d '\r')" "$attempts" "$unclear"
+! grep -a '"type":"guarantee"' "$work/sandbox-root" | grep -a -v -q '"not_run":0,' || fail "some attempts of root's could not be made: $log"
+count() { grep -a -c "$1" "$log" || true; }
+printf 'kernel: %s: %s attempts, 0 got through, %s unclear, %s not to be made\n' "$(sed -n 's/^== kernel //p' "$log")" \
+  "$(count '"type":"attempt"')" "$(count '"result":"unclear"')" "$(count '"result":"not run"')"

@@ -9,6 +9,7 @@ mod credential;
 mod error;
 mod http;
 pub mod identity;
+mod program;
 mod reference;
 mod sealed;
 mod source;

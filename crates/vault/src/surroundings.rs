@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io::Read as _;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -12,6 +12,7 @@ use palisade_api::Secret;
 use serde::{Deserialize, Deserializer, de};
 use zeroize::Zeroizing;
 
+use crate::program;
 use crate::source::MAX_SECRET_BYTES;
 
 type Variable = dyn Fn(&str) -> Option<OsString> + Send + Sync;
@@ -65,8 +66,9 @@ impl fmt::Debug for Surroundings {
 
 /// Where a source's own credential, or a key, is kept.
 ///
-/// Written as `env:VARIABLE`, `file:/ABSOLUTE/PATH`, `mounted:/ABSOLUTE/PATH` for a file that others can read too, or `credential:NAME` for one that systemd handed over, which it has
-/// decrypted with the machine's TPM if it was sealed with `systemd-creds encrypt --with-key=tpm2`.
+/// Written as `env:VARIABLE`, `file:/ABSOLUTE/PATH`, `mounted:/ABSOLUTE/PATH` for a file that others can read too, `credential:NAME` for
+/// one that systemd handed over, which it has decrypted with the machine's TPM if it was sealed with `systemd-creds encrypt
+/// --with-key=tpm2`, or `program:/ABSOLUTE/PATH` for what a program prints, such as one that has the TPM unseal it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A variable of the worker's environment.
@@ -77,12 +79,14 @@ pub enum Origin {
     Mounted(PathBuf),
     /// A file of that name in `$CREDENTIALS_DIRECTORY`.
     Credential(String),
+    /// What this program prints. It gets no argument and no environment.
+    Program(PathBuf),
 }
 
 /// The text is no origin. What it says is not repeated: somebody may have put the secret itself there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "write where it is kept, as `env:VARIABLE`, `file:/ABSOLUTE/PATH`, `mounted:/ABSOLUTE/PATH` or `credential:NAME` (systemd); never the secret itself"
+    "write where it is kept, as `env:VARIABLE`, `file:/ABSOLUTE/PATH`, `mounted:/ABSOLUTE/PATH`, `credential:NAME` (systemd) or `program:/ABSOLUTE/PATH` that prints it; never the secret itself"
 )]
 pub struct OriginError;
 
@@ -98,6 +102,7 @@ impl FromStr for Origin {
             Some(("env", name)) if simple(name, b"") => Ok(Self::Env(name.to_owned())),
             Some(("file", path)) if path.starts_with('/') => Ok(Self::File(PathBuf::from(path))),
             Some(("mounted", path)) if path.starts_with('/') => Ok(Self::Mounted(PathBuf::from(path))),
+            Some(("program", path)) if path.starts_with('/') => Ok(Self::Program(PathBuf::from(path))),
             Some(("credential", name)) if simple(name, b"-.") && !matches!(name, "." | "..") => {
                 Ok(Self::Credential(name.to_owned()))
             }
@@ -113,6 +118,7 @@ impl fmt::Display for Origin {
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Mounted(path) => write!(f, "mounted:{}", path.display()),
             Self::Credential(name) => write!(f, "credential:{name}"),
+            Self::Program(path) => write!(f, "program:{}", path.display()),
         }
     }
 }
@@ -131,6 +137,7 @@ impl Origin {
             Self::File(path) => read_private(path, false)?,
             Self::Mounted(path) => read_private(path, true)?,
             Self::Credential(name) => read_private(&surroundings.credentials_directory()?.join(name), true)?,
+            Self::Program(path) => program::printed(path)?,
         };
         if secret.is_blank() {
             return Err(format!("`{self}` is empty; put the credential there"));
@@ -189,13 +196,19 @@ pub(crate) fn check_private(file: &std::fs::File, shown: &str, shared: bool) -> 
 
 /// Reads a secret as text, without the line end that editors add.
 pub(crate) fn read_text(file: std::fs::File, shown: &str) -> Result<Secret, String> {
+    let bytes = read_bytes(file, shown)?;
+    text(&bytes).ok_or_else(|| format!("`{shown}` is not valid UTF-8; store text, or binary as base64"))
+}
+
+/// Reads all of a secret, which has a bound.
+pub(crate) fn read_bytes(from: impl Read, shown: &str) -> Result<Zeroizing<Vec<u8>>, String> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES + 1));
     let limit = MAX_SECRET_BYTES as u64 + 1;
-    file.take(limit).read_to_end(&mut bytes).map_err(|error| format!("`{shown}` cannot be read: {error}"))?;
+    from.take(limit).read_to_end(&mut bytes).map_err(|error| format!("`{shown}` cannot be read: {error}"))?;
     if bytes.len() > MAX_SECRET_BYTES {
         return Err(format!("`{shown}` has more than {MAX_SECRET_BYTES} bytes; a secret is shorter"));
     }
-    text(&bytes).ok_or_else(|| format!("`{shown}` is not valid UTF-8; store text, or binary as base64"))
+    Ok(bytes)
 }
 
 /// Text without the one line end at its end.

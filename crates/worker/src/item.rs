@@ -373,6 +373,6 @@ impl<T> Drop for AbortOnDrop<T> {
 }
 
 /// Where the sessions of a state directory live.
-pub(crate) fn sessions_dir(state_dir: &std::path::Path) -> PathBuf {
+pub(crate) fn sessions_dir(state_dir: &Path) -> PathBuf {
     state_dir.join("sessions")
 }

@@ -7,12 +7,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::Pid;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use zeroize::Zeroizing;
 
 use crate::error::FetchError;
+use crate::program::Group;
 use crate::source::{Content, Document, MAX_SECRET_BYTES, Source};
 use crate::surroundings::text;
 
@@ -55,17 +56,6 @@ pub(crate) struct Exec {
 impl Exec {
     pub(crate) fn new(name: &str, config: ExecConfig) -> Self {
         Self { name: name.to_owned(), config }
-    }
-}
-
-/// Kills a group of processes when dropped, unless its leader has ended: then its number may be another's.
-struct Group(Option<Pid>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(leader) = self.0 {
-            let _ = kill_process_group(leader, Signal::KILL);
-        }
     }
 }
 

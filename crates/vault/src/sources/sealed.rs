@@ -18,7 +18,7 @@ use crate::surroundings::{Origin, Surroundings};
 pub struct SealedConfig {
     /// The file, as `palisade vault init` makes it.
     pub file: PathBuf,
-    /// Where its key is: `file:/PATH` or `credential:NAME`.
+    /// Where its key is: `file:/PATH`, `credential:NAME` or `program:/PATH`.
     pub key: Origin,
 }
 

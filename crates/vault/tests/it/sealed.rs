@@ -142,3 +142,119 @@ fn keys_come_from_systemd_too_and_what_is_none_is_not_repeated() {
     let origin = Origin::File(folder.path().join("key"));
     assert!(Key::read(&origin, &around).unwrap_err().to_string().contains("chmod 0600"));
 }
+
+fn program(path: &std::path::Path, text: &str, mode: u32) -> Origin {
+    std::fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    Origin::Program(path.to_owned())
+}
+
+#[test]
+fn a_program_may_print_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, key) = (folder.path().join("program"), Key::generate(&folder.path().join("key")).unwrap());
+    let around = surroundings(&[]);
+    let printing = format!("cat {}", folder.path().join("key").display());
+    let good = program(&path, &printing, 0o700);
+    assert_eq!(good.to_string().parse::<Origin>().unwrap(), good);
+    assert_eq!(Key::read(&good, &around).unwrap().recipient(), key.recipient());
+    // Nothing of this process's comes in, and what is started in the background neither holds it up nor stays.
+    let text = format!(
+        "[ -z \"$HOME$CARGO\" ] && [ $# = 0 ] && [ \"$(pwd)\" = / ] || exit 1\nsleep 60 >/dev/null &\n{printing}"
+    );
+    assert!(Key::read(&program(&path, &text, 0o700), &around).is_ok());
+    for (text, mode, says) in [
+        (printing.as_str(), 0o777, "chmod go-w"),
+        (&printing, 0o600, "cannot be started"),
+        ("echo AGE-SECRET-KEY-1CANARY; echo CANARY >&2; exit 7", 0o700, "run it by hand"),
+        ("exit 0", 0o700, "is empty"),
+        ("yes CANARY", 0o700, "a secret is shorter"),
+        ("printf '\\377'", 0o700, "not valid UTF-8"),
+        ("echo AGE-SECRET-KEY-1CANARY", 0o700, "holds no age identity"),
+    ] {
+        let error = Key::read(&program(&path, text, mode), &around).unwrap_err();
+        let shown = format!("{error} {error:?}");
+        assert!(shown.contains(says) && !shown.contains(CANARY), "{text}: {shown}");
+    }
+}
+
+/// The key is kept by a TPM, and comes out for as long as the machine was started as it was when it was sealed.
+#[test]
+fn a_tpm_may_keep_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let Some(tpm) = Tpm::start(folder.path()) else { return };
+    let key = Key::generate(&at("key")).unwrap();
+    // As docs/vault.md has it.
+    tpm.run("tpm2_createprimary -Q -C o -c primary");
+    tpm.run("tpm2_startauthsession -S session && tpm2_policypcr -Q -S session -l sha256:7 -L policy && tpm2_flushcontext session");
+    tpm.run("grep -v '^#' key | tpm2_create -Q -C primary -L policy -a 'fixedtpm|fixedparent' -i - -u key.public -r key.sealed");
+    tpm.run("tpm2_load -Q -C primary -u key.public -r key.sealed -c loaded && tpm2_evictcontrol -Q -C o -c loaded 0x81010001");
+    std::fs::remove_file(at("key")).unwrap();
+    tpm.run("tpm2_flushcontext -t");
+    let unseal = format!("export {}\nexec tpm2_unseal -Q -c 0x81010001 -p pcr:sha256:7", tpm.place());
+    let unseal = program(&at("unseal"), &unseal, 0o700);
+    let read = Key::read(&unseal, &surroundings(&[])).unwrap();
+    assert_eq!(read.recipient(), key.recipient());
+    // Something else was started.
+    tpm.run("tpm2_pcrextend 7:sha256=0000000000000000000000000000000000000000000000000000000000000001");
+    let error = Key::read(&unseal, &surroundings(&[])).unwrap_err().to_string();
+    assert!(error.contains("failed"), "{error}");
+}
+
+/// A TPM in software, which ends with this.
+struct Tpm {
+    process: std::process::Child,
+    folder: std::path::PathBuf,
+}
+
+impl Tpm {
+    /// None, and the reason said, where there is none.
+    #[expect(clippy::print_stdout, reason = "a test that is not run says why")]
+    fn start(folder: &std::path::Path) -> Option<Tpm> {
+        let state = folder.join("state");
+        std::fs::create_dir(&state).unwrap();
+        let socket = |name: &str| format!("type=unixio,path={}", folder.join(name).display());
+        let mut command = std::process::Command::new("swtpm");
+        command.args(["socket", "--tpm2", "--flags", "startup-clear", "--tpmstate"]);
+        command.arg(format!("dir={}", state.display()));
+        command.args(["--server", &socket("tpm"), "--ctrl", &socket("tpm.ctrl")]);
+        let started = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn();
+        let tools = std::process::Command::new("tpm2_unseal").arg("--version").output();
+        let (Ok(process), Ok(_)) = (started, tools) else {
+            println!("not run: no TPM in software here (Debian: apt-get install swtpm tpm2-tools)");
+            assert!(std::env::var_os("CI").is_none(), "not run: swtpm or tpm2-tools are missing");
+            return None;
+        };
+        let tpm = Tpm { process, folder: folder.to_owned() };
+        for _ in 0..500 {
+            if folder.join("tpm").exists() && folder.join("tpm.ctrl").exists() {
+                return Some(tpm);
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        panic!("the TPM does not come up");
+    }
+
+    fn place(&self) -> String {
+        format!("TPM2TOOLS_TCTI=swtpm:path={}", self.folder.join("tpm").display())
+    }
+
+    fn run(&self, text: &str) {
+        let mut command = std::process::Command::new("/bin/sh");
+        // The kernel's resource manager, which this one has not, would make room by itself.
+        command
+            .arg("-ec")
+            .arg(format!("export {}\ntpm2_flushcontext -t\n{text}", self.place()))
+            .current_dir(&self.folder);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{text}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Drop for Tpm {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -19,7 +19,7 @@ pub(crate) struct Place {
     /// The sealed file [default: vault.age in the state directory].
     #[arg(long, value_name = "FILE", env = "PALISADE_VAULT_FILE")]
     file: Option<PathBuf>,
-    /// Where its key is: a path, env:VARIABLE, mounted:/PATH, or credential:NAME of systemd [default: vault.key beside the file].
+    /// Where its key is: a path, env:VARIABLE, mounted:/PATH, credential:NAME of systemd, or program:/PATH that prints it [default: vault.key beside the file].
     #[arg(long, value_name = "KEY", env = "PALISADE_VAULT_KEY", hide_env_values = true)]
     key: Option<String>,
     #[command(flatten)]
@@ -110,7 +110,7 @@ fn origin(option: &str, text: &str) -> Outcome<Origin> {
             .why("every process of this machine can read what stands on a command line, and shells keep it in their history")
             .fix("put the key into a file of mode 0600 and name that; replace this one with `palisade vault rekey`"));
     }
-    if ["env:", "file:", "mounted:", "credential:"].iter().any(|word| text.starts_with(word)) {
+    if ["env:", "file:", "mounted:", "credential:", "program:"].iter().any(|word| text.starts_with(word)) {
         return text.parse().context(format!("{option} cannot be used"));
     }
     absolute(Path::new(text)).map(Origin::File)
