@@ -46,6 +46,7 @@ trap 'rm -rf -- "$work"' EXIT
 # in, and a user.
 made=$target/$suite-$package-$(cat "$here/run.sh" "$here/attack.service" | cksum | cut -d ' ' -f 1)
 if [ ! -e "$made/disk" ]; then
+  rm -rf -- "$target/$suite-$package-"*
   tree=$work/tree
   include=systemd-sysv,dbus,dbus-user-session,libpam-systemd,$package
   for attempt in 1 2 3; do

@@ -168,6 +168,18 @@ async fn node_fetch_and_a_tunnel_of_its_own() {
     clients.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn go_http_client() {
+    if !has(&["nginx", "go"]) {
+        return;
+    }
+    let clients = Clients::begin(|world| world.seed(&prepared::go())).await;
+    let shown = clients.each("go", |url, _| format!("./get {url}")).await;
+    // It offers HTTP/2, and has it where the upstream does.
+    assert!(shown.iter().all(|text| text.starts_with("HTTP/")), "{shown:?}");
+    clients.end().await;
+}
+
 const JAVA: &str = r#"
 import java.net.*;
 import java.net.http.*;

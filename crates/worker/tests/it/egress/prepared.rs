@@ -38,6 +38,39 @@ pub(super) fn requests() -> PathBuf {
     })
 }
 
+/// A client that is a static program of Go's, `get`: its standard library resolves names and speaks TLS by itself.
+pub(super) fn go() -> PathBuf {
+    const GET: &str = r#"
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+)
+
+func main() {
+	answer, err := http.Get(os.Args[1])
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	body, _ := io.ReadAll(answer.Body)
+	fmt.Println(answer.Proto, string(body))
+}
+"#;
+    once("go-get-1", |to| {
+        std::fs::write(to.join("get.go"), GET).unwrap();
+        let mut command = Command::new("sh");
+        // Nothing of the user's settings, and no network.
+        let script = r#"set -e; cd "$1"; trap 'rm -rf "$1/cache"' EXIT
+            GOCACHE="$1/cache" GOENV=off GOPROXY=off GO111MODULE=off CGO_ENABLED=0 go build -trimpath -o get get.go"#;
+        command.args(["-c", script, "sh"]).arg(to);
+        command
+    })
+}
+
 fn npm(name: &str, packages: &[&str]) -> PathBuf {
     once(name, |to| {
         let mut command = Command::new("npm");
