@@ -108,5 +108,5 @@ for who in root agent; do
 done
 ! grep -a '"type":"guarantee"' "$work/sandbox-root" | grep -a -v -q '"not_run":0,' || fail "some attempts of root's could not be made: $log"
 count() { grep -a -c "$1" "$log" || true; }
-printf 'kernel: %s: %s attempts, 0 got through, %s unclear, %s not to be made\n' "$(sed -n 's/^== kernel //p' "$log")" \
+printf 'kernel: %s: %s attempts, 0 got through, %s unclear, %s not to be made\n' "$(sed -n 's/^.*== kernel //p' "$log")" \
   "$(count '"type":"attempt"')" "$(count '"result":"unclear"')" "$(count '"result":"not run"')"

@@ -48,8 +48,8 @@ pub(crate) fn limit_counts(pid: i32) -> io::Result<()> {
     unsafe { in_child(set) }
 }
 
-/// Limits how many names there may be in places in memory, by a container's first process: empty files take memory too. A
-/// place that is not there is left out.
+/// Limits how many names there may be in places in memory, by a container's first process: empty files take memory too; and opens
+/// them to the sandbox's user, whatever the image's own directories lend them of their modes. A place that is not there is left out.
 ///
 /// # Errors
 /// When the container's mounts are the worker's own or cannot be reached, or a limit cannot be set.
@@ -69,7 +69,11 @@ pub(crate) fn limit_names(pid: i32, places: &[(&str, u64)]) -> io::Result<()> {
             match check(changed as _) {
                 // Not there, or not a mount.
                 Err(why) if matches!(why.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {}
-                changed => changed?,
+                changed => {
+                    changed?;
+                    // SAFETY: the path is a C string.
+                    check(unsafe { libc::chmod(at.as_ptr(), 0o1777) } as _)?;
+                }
             }
         }
         Ok(())

@@ -146,12 +146,13 @@ pub(super) fn places(limits: &Limits) -> [(&'static str, u64); 5] {
 }
 
 fn tmpfs(limits: &Limits, podman: bool) -> Map<String, Value> {
-    // Nobody else is inside, so its modes keep nobody out.
+    // Nobody else is inside, so modes keep nobody out. A directory of the image's lends its place its own mode, though, which may let
+    // its owner write only.
     places(limits)
         .into_iter()
         .zip([limits.tmp_bytes, limits.tmp_bytes, 16 << 20, limits.shm_bytes])
         .map(|((at, names), size)| {
-            let names = if podman { String::new() } else { format!(",nr_inodes={names}") };
+            let names = if podman { String::new() } else { format!(",nr_inodes={names},uid={INSIDE},gid={INSIDE}") };
             (at.to_owned(), Value::from(format!("rw,nosuid,nodev,exec,mode=1777,size={size}{names}")))
         })
         .collect()

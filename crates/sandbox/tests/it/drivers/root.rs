@@ -11,7 +11,8 @@ const PROGRAMS: &[&str] = &[
 
 /// Builds it in a directory.
 pub(crate) fn build(at: &Path) {
-    for directory in ["bin", "etc", "usr/bin"] {
+    // `/run` as distributions have it: only its owner may write there.
+    for directory in ["bin", "etc", "usr/bin", "run"] {
         fs::create_dir_all(at.join(directory)).unwrap();
     }
     for name in PROGRAMS {

@@ -550,8 +550,8 @@ pub(crate) async fn what_is_counted_for_users_is_limited(subject: Subject) {
     assert_eq!(place.perl(&[&watch]).await, "32");
     // Of what one has of these, an eighth at most.
     let files = format!(
-        "my $i = syscall({}, 0); mkdir '/tmp/w'; $n++ while $n < 20000 && open(my $f, '>', qq(/tmp/w/$n)) \
-         && syscall({}, $i, qq(/tmp/w/$n), 0x20) >= 0; print $n + 0",
+        "my ($n, $i) = (0, syscall({}, 0)); mkdir '/tmp/w'; $n++ while $n < 20000 && open(my $f, '>', qq(/tmp/w/$n)) \
+         && syscall({}, $i, qq(/tmp/w/$n), 0x20) >= 0; print $n",
         libc::SYS_inotify_init1,
         libc::SYS_inotify_add_watch
     );
