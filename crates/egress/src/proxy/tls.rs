@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, VerifierBuilderError, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
@@ -70,6 +70,8 @@ pub(super) fn verifier(
 fn nobodys() -> Result<CertificateDer<'static>, VerifierBuilderError> {
     let made = || {
         let mut params = CertificateParams::default();
+        // Of nobody else's name either, or what others have signed would be called badly signed.
+        params.distinguished_name.push(DnType::CommonName, "an authority that nobody has the key of");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.self_signed(&KeyPair::generate()?)
     };
