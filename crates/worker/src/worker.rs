@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use palisade_checkpoint::Store;
-use palisade_sandbox::Temporary;
+use palisade_sandbox::{Temporary, Workspace};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -253,12 +253,25 @@ impl Worker {
         }
         let failed = |source| Error::StateDir { path: options.state_dir.display().to_string(), source };
         let place = Temporary::new(".boundary-", Some(&options.state_dir)).map_err(failed)?;
-        let [workspace, outputs] = ["workspace", "outputs"].map(|name| place.path().join(name));
-        for directory in [&workspace, &outputs] {
+        let [layer, outputs] = ["layer", "outputs"].map(|name| place.path().join(name));
+        for directory in [&layer, &outputs] {
             std::fs::create_dir(directory).map_err(failed)?;
         }
-        let sandbox = options.driver.create(item::spec(options, &workspace, &outputs)).await?;
-        Ok(sandbox.destroy().await?)
+        let mut spec = item::spec(options, &layer, &outputs);
+        if options.driver.capabilities().snapshot {
+            // As sessions have it: what can be limited depends on it.
+            spec.workspace = Workspace::Layered { lower: vec![self.shared.base.path.clone()], upper: layer.clone() };
+        }
+        let tried = match options.driver.create(spec).await {
+            Ok(sandbox) => sandbox.destroy().await,
+            Err(why) => Err(why),
+        };
+        for directory in [&layer, &outputs] {
+            if let Err(error) = palisade_sandbox::disk::clear(directory) {
+                tracing::warn!(%error, "what was tried before the first session is not wholly gone");
+            }
+        }
+        Ok(tried?)
     }
 
     /// Starts what operators use: SSH where it was asked for, and the local admin API. Sessions are served without the latter,
