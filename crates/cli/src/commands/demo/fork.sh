@@ -4,12 +4,12 @@ limit=$(ulimit -u)
 exec 4<>"$dir/clock"
 set -m
 ( i=0
-  while [ $i -lt @FORKS@ ]; do sleep 20 & i=$((i + 1)); echo $i >"$dir/count"; done
+  while [ $i -lt @FORKS@ ]; do sleep 60 & i=$((i + 1)); echo $i >"$dir/count"; done
   : >"$dir/done" ) 2>"$dir/errors" >/dev/null &
 bomb=$!
 set +m
 ticks=0
-while [ ! -s "$dir/errors" ] && [ ! -e "$dir/done" ] && [ $ticks -lt 250 ]; do read -r -t 0.02 -u 4; ticks=$((ticks + 1)); done
+while [ ! -s "$dir/errors" ] && [ ! -e "$dir/done" ] && [ $ticks -lt 1000 ]; do read -r -t 0.02 -u 4; ticks=$((ticks + 1)); done
 kill -KILL -- "-$bomb"
 wait "$bomb" 2>/dev/null
 exec 4>&-
