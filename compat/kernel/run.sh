@@ -14,7 +14,7 @@ root=$(dirname -- "$(dirname -- "$here")")
 target=$root/target/kernel
 package=${KERNEL_PACKAGE:-linux-image-cloud-amd64}
 suite=${KERNEL_SUITE:-bookworm}
-# Longer than this is a defect: emulated, it takes about four minutes on two cores.
+# Longer than this is a defect: emulated, it takes about seven minutes on two cores.
 limit=15m
 
 unable() {
@@ -87,8 +87,8 @@ timeout --kill-after=10s "$limit" qemu-system-x86_64 \
   -append 'root=/dev/vda rw console=ttyS0 quiet panic=-1 systemd.show_status=0' \
   -drive file="$work/disk",if=virtio,format=raw,cache=unsafe \
   -drive file="$work/own",if=virtio,format=raw,cache=unsafe \
-  </dev/null >"$work/said" 2>&1 || fail "the machine did not come to its end: $log"
-tr -d '\r' <"$work/said" >"$log"
+  </dev/null >"$log" 2>&1 || fail "the machine did not come to its end: $log"
+sed -i 's/\r*$//' "$log"
 
 # All but what was refused, and what every machine has; the whole is in the log.
 grep -a -v -e '"result":"refused"' -e '"result":"held"' -e '"type":"guarantee"' -e '^ok ' "$log" | grep -a -E '^(==|FAIL |\{)' | cut -c 1-200 || true
@@ -97,16 +97,16 @@ for who in root agent; do
     grep -a -q "^ok   $who: $facility " "$log" || fail "$who has no ${facility% , tried}: $log"
   done
   grep -a -q "^== demo of $who: 0\$" "$log" || fail "the demo fails for $who: $log"
-  for suite in sandbox egress; do
-    [ "$suite $who" != 'egress root' ] || continue
-    said=$work/$suite-$who
-    sed -n "/^== $suite test of $who\$/,/^== end of $suite test of $who\$/p" "$log" >"$said"
-    grep -a -q '"type":"verdict"' "$said" || fail "the $suite test of $who did not come to its end: $log"
-    ! grep -a -q '"result":"through"' "$said" || fail "an attempt in the $suite test of $who got through: $log"
-    ! grep -a '"type":"guarantee"' "$said" | grep -a -q '"refused":0,' || fail "a guarantee was not tried for $who: $log"
+  for test in sandbox egress; do
+    [ "$test $who" != 'egress root' ] || continue
+    said=$work/$test-$who
+    sed -n "/^== $test test of $who\$/,/^== end of $test test of $who\$/p" "$log" >"$said"
+    grep -a -q '"type":"verdict"' "$said" || fail "the $test test of $who did not come to its end: $log"
+    ! grep -a -q '"result":"through"' "$said" || fail "an attempt in the $test test of $who got through: $log"
+    ! grep -a -q '"refused":0,.*"type":"guarantee"' "$said" || fail "a guarantee was not tried for $who: $log"
   done
 done
-! grep -a '"type":"guarantee"' "$work/sandbox-root" | grep -a -v -q '"not_run":0,' || fail "some attempts of root's could not be made: $log"
+! grep -a -q '"not_run":[1-9].*"type":"guarantee"' "$work/sandbox-root" || fail "some attempts of root's could not be made: $log"
 count() { grep -a -c "$1" "$log" || true; }
 printf 'kernel: %s: %s attempts, 0 got through, %s unclear, %s not to be made\n' "$(sed -n 's/^.*== kernel //p' "$log")" \
   "$(count '"type":"attempt"')" "$(count '"result":"unclear"')" "$(count '"result":"not run"')"

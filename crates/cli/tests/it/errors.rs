@@ -42,6 +42,22 @@ fn a_failure_says_what_why_and_what_to_do() {
 }
 
 #[test]
+fn a_machine_without_certificate_authorities_is_told_so_where_it_needs_any() {
+    let rig = Rig::new();
+    std::fs::write(rig.path("key"), "sk-ant-api03-any\n").unwrap();
+    let said = |base: &str| {
+        let args = ["agents", "list", "--base-url", base, "--api-key-file", "key"];
+        let output = rig.command(&args).env("SSL_CERT_FILE", "/none").env("SSL_CERT_DIR", "/none").output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let text = said("https://127.0.0.1:9");
+    assert!(text.contains("No CA certificates") && text.contains("--ca-file"), "{text}");
+    let text = said("http://127.0.0.1:9");
+    assert!(text.contains("does not answer"), "{text}");
+}
+
+#[test]
 fn a_command_line_that_cannot_be_understood_has_its_own_exit_code() {
     let rig = Rig::new();
     for args in [["runn"].as_slice(), &["run", "--model"], &["keys", "create"], &["server", "--lease-ttl", "0"]] {
