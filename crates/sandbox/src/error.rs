@@ -63,6 +63,17 @@ pub enum Error {
          systemd with Delegate=yes"
     )]
     Unfrozen,
+    /// The driver cannot write processes to disk.
+    #[error("the processes cannot be written to disk: of the drivers only oci can, with gVisor's runsc")]
+    Awake,
+    /// What was written of a sandbox cannot be woken.
+    #[error("the processes in {path} cannot be woken: {why}", path = path.display())]
+    Asleep {
+        /// Where they are.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// The system-call filters could not be compiled.
     #[error("compiling the system-call filters: {0}")]
     Seccomp(String),

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use palisade_cell::{Claim, Ready, Setup, check_length, decode};
+use palisade_cell::{Claim, Ready, Reply, Request, Setup, check_length, decode, encode};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use crate::native::{self, START};
@@ -10,7 +11,7 @@ use crate::sandbox::{Sink, Source};
 use crate::{Error, Spec};
 
 /// A cell that is up.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Up {
     /// The Landlock ABI in force; zero without.
     pub(crate) landlock_abi: i32,
@@ -50,6 +51,18 @@ pub(crate) async fn greet(reader: &mut Source, writer: &mut Sink, frames: &(Setu
         }
     };
     tokio::time::timeout(START, talk).await.map_err(|_| Error::Timeout(START.as_secs()))?
+}
+
+/// Has a cell that was at rest go on.
+pub(crate) async fn wake(reader: &mut Source, writer: &mut Sink) -> Result<(), Error> {
+    let wake = encode(&Request::Wake, &[]).map_err(Error::Protocol)?;
+    writer.write_all(&wake).await.map_err(|_| Error::Ended)?;
+    writer.flush().await.map_err(|_| Error::Ended)?;
+    let heard = frame(reader).await.map_err(ended)?;
+    match decode(&heard).map_err(Error::Protocol)? {
+        (Reply::Awake, _) => Ok(()),
+        _ => Err(Error::Protocol(io::ErrorKind::InvalidData.into())),
+    }
 }
 
 /// The cell's next word.

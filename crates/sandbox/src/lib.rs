@@ -40,8 +40,11 @@ pub use registry::{DRIVERS, DriverOptions, driver};
 pub use remove::{Temporary, remove_tree};
 pub use sandbox::{
     CommandUsage, Connection, Exec, ExecRequest, ExitStatus, Input, Output, Sandbox, ToolCall, ToolOutput, ToolUsage,
+    Woken,
 };
 pub use spec::{Capabilities, Facility, Given, Limits, MemoryMount, Report, Rootfs, Spec, Status, Usage, Workspace};
+
+use std::path::Path;
 
 use async_trait::async_trait;
 
@@ -59,4 +62,15 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// The step that failed; nothing is left behind.
     async fn create(&self, spec: Spec) -> Result<Sandbox, Error>;
+
+    /// Brings back the processes that [`Sandbox::hibernate`] has written to `from`. The spec must be the one of that sandbox,
+    /// and what is in its directories too. What is in `from` is only read, and must be woken once at most: whatever the
+    /// processes have done since then they would do again.
+    ///
+    /// # Errors
+    /// When the driver cannot do it, or what is there cannot be brought back here.
+    async fn wake(&self, spec: Spec, from: &Path) -> Result<Woken, Error> {
+        let _ = (spec, from);
+        Err(Error::Awake)
+    }
 }

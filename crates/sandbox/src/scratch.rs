@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -89,6 +90,8 @@ impl Scratch {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o500).open(&path)?;
             file.write_all(native::CELL)?;
             file.sync_data()?;
+            // The same for every worker: processes that are woken must find the program that they were.
+            file.set_modified(SystemTime::UNIX_EPOCH)?;
             file.set_permissions(fs::Permissions::from_mode(0o555))
         };
         write().map_err(wrong(&path))?;

@@ -304,7 +304,7 @@ pub struct Capabilities {
     pub snapshot: bool,
     /// Can stop all processes at once.
     pub freeze: bool,
-    /// Can write the processes to disk and wake them later.
+    /// Can write the processes to disk and [wake](crate::Driver::wake) them later.
     pub hibernate: bool,
     /// Can pass GPUs on.
     pub gpu: bool,

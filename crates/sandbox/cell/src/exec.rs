@@ -580,6 +580,15 @@ impl Commands {
         self.all.values().filter_map(Command::due).min()
     }
 
+    /// Everything stood still for so long: that was nobody's time.
+    pub(crate) fn stood(&mut self, time: Duration) {
+        for command in self.all.values_mut() {
+            command.began += time;
+            command.deadline = command.deadline.map(|deadline| deadline + time);
+            command.drain_until += time;
+        }
+    }
+
     pub(crate) fn seen(&self) -> Vec<Process> {
         let now = Instant::now();
         self.all.values().map(|command| command.seen(now)).collect()

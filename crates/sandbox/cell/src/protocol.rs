@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Raised with every change of a frame; both ends are built together, so they must be equal.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 /// The argument of a cell that is not born in a nursery: it speaks through standard input and output, as a container runtime
 /// passes nothing else on.
 pub const STDIO: &str = "stdio";
@@ -282,6 +282,18 @@ pub enum Request {
         /// Which.
         id: u64,
     },
+    /// Everything stood still for so long, which counts for no limit of time.
+    Stood {
+        /// Milliseconds.
+        ms: u64,
+    },
+    /// The processes are about to be written to disk: nothing is said any more after the answer, until [`Request::Wake`].
+    Rest {
+        /// Names the request in its reply.
+        id: u64,
+    },
+    /// Go on, through streams that may be others. How long it rested counts for no limit of time.
+    Wake,
 }
 
 /// The size of a terminal, in characters.
@@ -420,6 +432,13 @@ pub enum Reply {
         /// Commands first.
         processes: Vec<Process>,
     },
+    /// Nothing is said after this, and nothing is on its way.
+    Resting {
+        /// The request.
+        id: u64,
+    },
+    /// The first word after a rest.
+    Awake,
     /// A command could not be started.
     ExecFailed {
         /// The command.

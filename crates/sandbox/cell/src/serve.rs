@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use palisade_cell::{Claim, Place, Process, Reply, Request, check_length, decode};
 use serde_json::Value;
@@ -39,6 +39,7 @@ pub(crate) fn serve(from: File, to: File, place: Place, claim: Claim) {
     let Ok(reaper) = Reaper::new(place) else { return };
     let Some(pool) = Pool::start(Roots::new(&claim.workdir, &claim.roots), link.clone()) else { return };
     let mut cell = Cell {
+        link: link.clone(),
         ears: Ears { from, bytes: Vec::new(), used: 0 },
         commands: Commands::new(&claim, link.clone()),
         connections: Connections::new(link.clone()),
@@ -56,6 +57,7 @@ pub(crate) fn serve(from: File, to: File, place: Place, claim: Claim) {
 }
 
 struct Cell {
+    link: Arc<Link>,
     ears: Ears,
     commands: Commands,
     connections: Connections,
@@ -92,14 +94,14 @@ impl Cell {
             self.ears.listen()?;
             while let Some(frame) = self.ears.frame()? {
                 let (request, raw) = decode::<Request>(&frame)?;
-                self.attend(request, raw);
+                self.attend(request, raw)?;
             }
         }
         Ok(())
     }
 
     /// What is over, and what is next; when to look again.
-    fn settle(&mut self) -> Option<std::time::Instant> {
+    fn settle(&mut self) -> Option<Instant> {
         let commands = self.commands.settle();
         let idle = self.commands.is_idle();
         let mut gone = Vec::new();
@@ -118,7 +120,7 @@ impl Cell {
         }
     }
 
-    fn attend(&mut self, request: Request, raw: &[u8]) {
+    fn attend(&mut self, request: Request, raw: &[u8]) -> io::Result<()> {
         match request {
             Request::Tool { id, name, input, timeout_ms } if name == "bash" => {
                 self.shell.submit(Call { id, input, limit: Duration::from_millis(timeout_ms) });
@@ -145,7 +147,23 @@ impl Cell {
                     self.shell.cancel(id);
                 }
             }
+            Request::Stood { ms } => self.stood(Duration::from_millis(ms)),
+            Request::Rest { id } => {
+                let began = Instant::now();
+                let ears = &mut self.ears;
+                self.link.rest(id, || ears.await_waking())?;
+                self.stood(began.elapsed());
+            }
+            // It was not at rest.
+            Request::Wake => {}
         }
+        Ok(())
+    }
+
+    /// Puts off whatever ends by the clock.
+    fn stood(&mut self, time: Duration) {
+        self.shell.stood(time);
+        self.commands.stood(time);
     }
 }
 
@@ -175,6 +193,20 @@ impl Ears {
         };
         self.bytes.truncate(have + read.unwrap_or(0));
         read.map(drop).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    /// Waits until it is time to go on; anything else would be said to nobody.
+    fn await_waking(&mut self) -> io::Result<()> {
+        loop {
+            if let Some(frame) = self.frame()? {
+                return match decode::<Request>(&frame)?.0 {
+                    Request::Wake => Ok(()),
+                    _ => Err(io::ErrorKind::InvalidData.into()),
+                };
+            }
+            sys::poll(&mut [interest(self.from.as_raw_fd(), libc::POLLIN)], None)?;
+            self.listen()?;
+        }
     }
 
     /// How much of the next frame is not there yet.

@@ -176,6 +176,14 @@ impl Shell {
         }
     }
 
+    /// Everything stood still for so long: that was nobody's time.
+    pub(crate) fn stood(&mut self, time: Duration) {
+        if let Some(running) = &mut self.running {
+            running.began += time;
+            running.deadline += time;
+        }
+    }
+
     /// A process has ended. Whether it was the shell.
     pub(crate) fn ended(&mut self, pid: i32) -> bool {
         let Some(live) = self.live.as_mut().filter(|live| live.pid == pid && !live.collected) else { return false };

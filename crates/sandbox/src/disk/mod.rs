@@ -268,6 +268,10 @@ impl Body for Limited {
         Ok(Usage { disk_bytes: self.disks.used(), ..self.body.usage().await? })
     }
 
+    async fn hibernate(&self, to: &Path, next: u64) -> Result<(), crate::Error> {
+        self.body.hibernate(to, next).await
+    }
+
     async fn end(self: Box<Self>) -> Result<(), crate::Error> {
         let Limited { body, disks } = *self;
         let ended = body.end().await;

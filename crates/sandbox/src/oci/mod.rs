@@ -20,7 +20,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use palisade_cell::VERSION;
+use palisade_cell::egress::Sockets;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
 use tokio::process::{ChildStdin, ChildStdout};
 
 use self::bundle::Bundle;
@@ -29,7 +32,7 @@ use crate::disk::Disks;
 use crate::handshake::{self, Up};
 use crate::lead;
 use crate::native::{self, Cgroups, Identity};
-use crate::sandbox::{Body, Sink, Source};
+use crate::sandbox::{Body, Sink, Source, Streams, Woken};
 use crate::scratch::{self, Scratch};
 use crate::within;
 use crate::{Capabilities, Driver, Error, Facility, Limits, Report, Sandbox, Spec, Status, Usage};
@@ -86,7 +89,7 @@ impl Oci {
         Ok(Oci { runtime, scratch: Arc::new(scratch) })
     }
 
-    async fn start(&self, spec: Spec) -> Result<Sandbox, Error> {
+    async fn start(&self, spec: Spec, from: Option<&Path>) -> Result<Started, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let began = Instant::now();
         native::check(&spec)?;
@@ -102,11 +105,23 @@ impl Oci {
         let frames = handshake::given(&spec, self.runtime.kind != Kind::Gvisor);
         let (limits, require, egress) = (spec.limits.clone(), spec.require.clone(), spec.egress);
         let (runtime, scratch) = (self.runtime.clone(), self.scratch.clone());
-        let made = tokio::task::spawn_blocking(move || Container::start(&spec, runtime, scratch, number)).await;
-        let (mut container, stdin, stdout) = made.map_err(|_| Error::Ended)??;
+        let asleep = from.map(|from| Asleep::read(from, &self.runtime)).transpose()?;
+        let image = from.map(|from| from.join(IMAGE));
+        let made =
+            tokio::task::spawn_blocking(move || Container::start(&spec, runtime, scratch, number, image.as_deref()));
+        let (mut container, stdin, stdout) = made.await.map_err(|_| Error::Ended)??;
         let mut reader: Source = Box::new(ChildStdout::from_std(stdout).map_err(Error::Socket)?);
         let mut writer: Sink = Box::new(ChildStdin::from_std(stdin).map_err(Error::Socket)?);
-        let mut up = match handshake::greet(&mut reader, &mut writer, &frames).await {
+        let up = match &asleep {
+            None => handshake::greet(&mut reader, &mut writer, &frames).await,
+            Some(asleep) => {
+                let wake = handshake::wake(&mut reader, &mut writer);
+                let woken = tokio::time::timeout(runtime::IMAGES, wake).await;
+                let woken = woken.unwrap_or(Err(Error::Timeout(runtime::IMAGES.as_secs())));
+                woken.map(|()| asleep.up.clone())
+            }
+        };
+        let mut up = match up {
             Ok(up) => up,
             Err(why) => {
                 drop((reader, writer));
@@ -136,11 +151,14 @@ impl Oci {
             let (field, found) = ("linux.seccomp", "none".to_owned());
             return Err(Error::Hardening { field, wanted: "a system-call profile".to_owned(), found });
         }
+        container.up = Some(up.clone());
         let mut report = self.report(&limits, &container, up)?;
         report.facilities.insert(Facility::DiskLimit, disks.status.clone());
         report.startup = began.elapsed();
         report.demand(&require, self.name())?;
-        Ok(Sandbox::new(disks.around(Box::new(container)), reader, writer, report).leading_to(network))
+        let body = disks.around(Box::new(container));
+        let next = asleep.map_or(1, |asleep| asleep.next);
+        Ok((Woken { body, streams: Streams { reader, writer }, report, next }, network))
     }
 
     fn report(&self, limits: &Limits, container: &Container, up: Up) -> Result<Report, Error> {
@@ -203,12 +221,57 @@ impl Driver for Oci {
             network_isolation: true,
             egress: self.runtime.kind != Kind::Gvisor,
             resource_limits: true,
+            hibernate: self.runtime.kind == Kind::Gvisor,
             ..Capabilities::default()
         }
     }
 
     async fn create(&self, spec: Spec) -> Result<Sandbox, Error> {
-        self.start(spec).await
+        let (started, network) = self.start(spec, None).await?;
+        Ok(started.into_sandbox().leading_to(network))
+    }
+
+    async fn wake(&self, spec: Spec, from: &Path) -> Result<Woken, Error> {
+        self.start(spec, Some(from)).await.map(|(woken, _)| woken)
+    }
+}
+
+/// A container that has come up, and where its network leads to.
+type Started = (Woken, Option<Sockets>);
+
+/// What is written beside a container's processes.
+#[derive(Debug, Serialize, Deserialize)]
+struct Asleep {
+    /// The version of the cell's protocol: the cell among the processes has this one.
+    cell: u32,
+    runtime: String,
+    /// What the runtime says of its version.
+    version: String,
+    up: Up,
+    next: u64,
+}
+
+/// The runtime's own part of what is written of a container.
+const IMAGE: &str = "image";
+/// [`Asleep`], as JSON.
+const ASLEEP: &str = "asleep.json";
+
+impl Asleep {
+    /// What is in a directory, for a runtime of the same version.
+    fn read(from: &Path, runtime: &Runtime) -> Result<Asleep, Error> {
+        let wrong = |why: String| Error::Asleep { path: from.to_owned(), why };
+        let text = fs::read(from.join(ASLEEP)).map_err(|why| wrong(format!("{ASLEEP}: {why}")))?;
+        let asleep: Asleep = serde_json::from_slice(&text).map_err(|why| wrong(format!("{ASLEEP}: {why}")))?;
+        if runtime.kind != Kind::Gvisor {
+            return Err(wrong(format!("they are gVisor's, and this driver's runtime is {}", runtime.name)));
+        }
+        if asleep.cell != VERSION || asleep.version != runtime.version {
+            return Err(wrong(format!(
+                "they were written with {} and version {} of the cell; here are {} and {VERSION}",
+                asleep.version, asleep.cell, runtime.version
+            )));
+        }
+        Ok(asleep)
     }
 }
 
@@ -242,6 +305,10 @@ struct Container {
     bundle: Bundle,
     cgroups: Option<Cgroups>,
     identity: Identity,
+    /// How it was started.
+    verb: &'static str,
+    /// What its cell has said of itself, once it is up.
+    up: Option<Up>,
     /// Kept until the container is gone: it holds the cell's program.
     _scratch: Arc<Scratch>,
     buried: bool,
@@ -255,6 +322,7 @@ impl Container {
         runtime: Runtime,
         scratch: Arc<Scratch>,
         number: u64,
+        image: Option<&Path>,
     ) -> Result<(Container, std::process::ChildStdin, std::process::ChildStdout), Error> {
         let identity = Identity::take()?;
         let id = format!("{PREFIX}{}-o{number}", std::process::id());
@@ -265,7 +333,7 @@ impl Container {
         }
         let imitated = runtime.kind == Kind::Gvisor;
         let written = Bundle::write(scratch.path().join(&id), spec, &identity, &scratch.cell(), imitated);
-        let made = written.and_then(|mut bundle| match runtime.run(&id, &mut bundle, &cgroups) {
+        let made = written.and_then(|mut bundle| match runtime.run(&id, &mut bundle, &cgroups, image) {
             Ok(child) => Ok((bundle, child)),
             Err(why) => {
                 bundle.remove();
@@ -281,8 +349,19 @@ impl Container {
         };
         let pipes: Option<Pipes> = child.stdin.take().zip(child.stdout.take());
         let cgroups = Some(cgroups);
-        let container =
-            Container { runtime, id, child, first: None, bundle, cgroups, identity, _scratch: scratch, buried: false };
+        let container = Container {
+            runtime,
+            id,
+            child,
+            first: None,
+            bundle,
+            cgroups,
+            identity,
+            verb: runtime::start(image),
+            up: None,
+            _scratch: scratch,
+            buried: false,
+        };
         let (stdin, stdout) = pipes.ok_or(Error::Ended)?;
         Ok((container, stdin, stdout))
     }
@@ -328,7 +407,7 @@ impl Container {
     fn autopsy(mut self) -> Error {
         // It has ended, or is about to: its end of the pipe is closed.
         self.wait(PATIENCE);
-        let why = self.runtime.autopsy(&self.bundle);
+        let why = self.runtime.autopsy(&self.bundle, self.verb);
         let _ = self.bury();
         why
     }
@@ -397,6 +476,24 @@ impl Body for Container {
 
     async fn usage(&self) -> Result<Usage, Error> {
         Ok(self.cgroups()?.usage())
+    }
+
+    async fn hibernate(&self, to: &Path, next: u64) -> Result<(), Error> {
+        let up = self.up.clone().filter(|_| self.runtime.kind == Kind::Gvisor).ok_or(Error::Awake)?;
+        let (runtime, id, to) = (self.runtime.clone(), self.id.clone(), to.to_owned());
+        let write = move || {
+            let wrong = |path: &Path| {
+                let path = path.to_owned();
+                move |cause| Error::Scratch { path, cause }
+            };
+            let (name, version) = (runtime.name.clone(), runtime.version.clone());
+            let asleep = Asleep { cell: VERSION, runtime: name, version, up, next };
+            let (image, note) = (to.join(IMAGE), to.join(ASLEEP));
+            fs::write(&note, serde_json::to_vec(&asleep).unwrap_or_default()).map_err(wrong(&note))?;
+            fs::create_dir(&image).map_err(wrong(&image))?;
+            runtime.checkpoint(&id, &image)
+        };
+        tokio::task::spawn_blocking(write).await.map_err(|_| Error::Ended)?
     }
 
     async fn end(mut self: Box<Self>) -> Result<(), Error> {

@@ -31,6 +31,8 @@ pub(super) enum Kind {
 
 /// How long a runtime may take to notice that its container has ended, or to remove it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may take to write a container's memory to disk, or to read it: what a session may hold, on a slow disk.
+pub(super) const IMAGES: Duration = Duration::from_secs(600);
 
 /// A runtime with its own state below a driver's directory.
 #[derive(Debug, Clone)]
@@ -38,6 +40,8 @@ pub(super) struct Runtime {
     program: PathBuf,
     pub(super) name: String,
     pub(super) kind: Kind,
+    /// What it says of its version, in one line.
+    pub(super) version: String,
     state: PathBuf,
     arguments: Vec<String>,
 }
@@ -54,12 +58,15 @@ impl Runtime {
             Kind::Runc
         };
         let state = PathBuf::new();
-        let runtime = Runtime { program: program.to_owned(), name, kind, state, arguments };
+        let (program, version) = (program.to_owned(), String::new());
+        let runtime = Runtime { program, name, kind, version, state, arguments };
         let asked = runtime.command().arg("--version").output();
         match asked {
-            Ok(said) if said.status.success() => Ok(runtime),
+            Ok(said) if said.status.success() => {
+                Ok(Runtime { version: tidy(&String::from_utf8_lossy(&said.stdout)), ..runtime })
+            }
             Ok(said) => Err(runtime.refused("--version", &said)),
-            Err(cause) => Err(Error::NoRuntime { runtime: program.display().to_string(), cause }),
+            Err(cause) => Err(Error::NoRuntime { runtime: runtime.program.display().to_string(), cause }),
         }
     }
 
@@ -107,11 +114,22 @@ impl Runtime {
         Error::Runtime { runtime: self.name.clone(), step, said: tidy(&String::from_utf8_lossy(&text)) }
     }
 
-    /// Starts a container in the foreground: what is returned ends with it, and talks to its first process.
-    pub(super) fn run(&self, id: &str, bundle: &mut Bundle, cgroups: &Cgroups) -> Result<Child, Error> {
+    /// Starts a container in the foreground: what is returned ends with it, and talks to its first process. With an image it
+    /// has the processes that [`Runtime::checkpoint`] has written there.
+    pub(super) fn run(
+        &self,
+        id: &str,
+        bundle: &mut Bundle,
+        cgroups: &Cgroups,
+        image: Option<&Path>,
+    ) -> Result<Child, Error> {
         let said = bundle.said();
         let errors = File::create_new(&said).map_err(|cause| Error::Scratch { path: said, cause })?;
-        let mut command = self.verb("run");
+        let verb = start(image);
+        let mut command = self.verb(verb);
+        if let Some(image) = image {
+            command.arg("--image-path").arg(image);
+        }
         command.arg("--pid-file").arg(bundle.pid_file()).arg("--bundle").arg(&bundle.path).arg(id);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
         let doors = if self.waits_inside() { cgroups.doors()? } else { Vec::new() };
@@ -128,9 +146,28 @@ impl Runtime {
         unsafe { command.pre_exec(enter) };
         command.spawn().map_err(|cause| Error::Runtime {
             runtime: self.name.clone(),
-            step: "run",
+            step: verb,
             said: format!("the control groups, the workspace or the layers could not be set up for it: {cause}"),
         })
+    }
+
+    /// Writes a container's processes to an empty directory; they have ended then.
+    pub(super) fn checkpoint(&self, id: &str, to: &Path) -> Result<(), Error> {
+        let mut command = self.verb("checkpoint");
+        self.output(command.arg("--image-path").arg(to).arg(id), "checkpoint", IMAGES)
+    }
+
+    /// Runs a command to its end, which may not come.
+    fn output(&self, command: &mut Command, step: &'static str, patience: Duration) -> Result<(), Error> {
+        let wrong = |cause| Error::NoRuntime { runtime: self.program.display().to_string(), cause };
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(wrong)?;
+        let late = Instant::now() + patience;
+        while matches!(child.try_wait(), Ok(None)) && Instant::now() < late {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        let _ = child.kill();
+        let said = child.wait_with_output().map_err(wrong)?;
+        if said.status.success() { Ok(()) } else { Err(self.refused(step, &said)) }
     }
 
     /// Whether what waits for the container may count as part of it. The one of runc is larger than many a sandbox.
@@ -143,18 +180,9 @@ impl Runtime {
         if !self.knows(id) {
             return Ok(());
         }
-        let wrong = |cause| Error::NoRuntime { runtime: self.program.display().to_string(), cause };
-        let mut command = self.verb("delete");
-        let mut child =
-            command.args(["--force", id]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(wrong)?;
         // It waits for whatever else has to do with the container, and that may be stuck.
-        let late = Instant::now() + PATIENCE;
-        while matches!(child.try_wait(), Ok(None)) && Instant::now() < late {
-            std::thread::park_timeout(Duration::from_millis(1));
-        }
-        let _ = child.kill();
-        let said = child.wait_with_output().map_err(wrong)?;
-        if said.status.success() || !self.knows(id) { Ok(()) } else { Err(self.refused("delete", &said)) }
+        let done = self.output(self.verb("delete").args(["--force", id]), "delete", PATIENCE);
+        if self.knows(id) { done } else { Ok(()) }
     }
 
     /// Whether there is state of a container.
@@ -169,10 +197,15 @@ impl Runtime {
     }
 
     /// Why a container did not start.
-    pub(super) fn autopsy(&self, bundle: &Bundle) -> Error {
+    pub(super) fn autopsy(&self, bundle: &Bundle, step: &'static str) -> Error {
         let said = fs::read_to_string(bundle.said()).unwrap_or_default();
-        Error::Runtime { runtime: self.name.clone(), step: "run", said: tidy(&said) }
+        Error::Runtime { runtime: self.name.clone(), step, said: tidy(&said) }
     }
+}
+
+/// The verb by which a container is started.
+pub(super) fn start(image: Option<&Path>) -> &'static str {
+    if image.is_some() { "restore" } else { "run" }
 }
 
 /// What a program said, in one line of a bearable length.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use palisade_cell::{End, INPUT_WINDOW, LEAST_CHARGE, OUTPUT_WINDOW, Process, Reply, Request, decode, encode};
 use serde_json::Value;
@@ -37,6 +37,7 @@ pub(super) enum Heard {
 pub(super) enum Waiting {
     Tool(oneshot::Sender<Said>),
     Processes(oneshot::Sender<Vec<Process>>),
+    Rest(oneshot::Sender<()>),
     Stream(mpsc::Sender<Heard>, Arc<Semaphore>),
 }
 
@@ -48,6 +49,20 @@ pub(super) struct Writer {
 }
 
 impl Writer {
+    pub(super) fn new(half: Sink) -> Writer {
+        Writer { half, frame: Vec::new(), sent: 0 }
+    }
+
+    /// Sends a frame after what others have left. `committed` is called when from then on it is sent even if this is cancelled;
+    /// before, it never is.
+    pub(super) async fn send(&mut self, request: &Request, raw: &[u8], committed: impl FnOnce()) -> Result<(), Error> {
+        let frame = encode(request, raw).map_err(Error::Protocol)?;
+        self.flush().await.map_err(|_| Error::Ended)?;
+        self.frame = frame;
+        committed();
+        self.flush().await.map_err(|_| Error::Ended)
+    }
+
     async fn flush(&mut self) -> io::Result<()> {
         while self.sent < self.frame.len() {
             let sent = self.half.write(&self.frame[self.sent..]).await?;
@@ -64,15 +79,58 @@ impl Writer {
 
 /// Everybody who waits; none once the conversation is over.
 #[derive(Clone)]
-pub(super) struct Table(Arc<Mutex<Option<HashMap<u64, Waiting>>>>);
+pub(super) struct Table(Arc<Mutex<Waiters>>);
+
+struct Waiters {
+    all: Option<HashMap<u64, Waiting>>,
+    rest: Rest,
+}
+
+/// Whether the cell is about to be silent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    No,
+    /// That nothing more is heard is no end.
+    Begun,
+    /// Nothing more is heard.
+    Silent,
+}
 
 impl Table {
     pub(super) fn new() -> Table {
-        Table(Arc::new(Mutex::new(Some(HashMap::new()))))
+        Table(Arc::new(Mutex::new(Waiters { all: Some(HashMap::new()), rest: Rest::No })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiters> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut HashMap<u64, Waiting>) -> T) -> Option<T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
+        self.lock().all.as_mut().map(look)
+    }
+
+    /// From here on that the cell falls silent is no end.
+    pub(super) fn rest(&self) {
+        self.lock().rest = Rest::Begun;
+    }
+
+    /// The rest is over: the cell is heard again, or else this is the end if it has fallen silent.
+    pub(super) fn rise(&self, heard: bool) {
+        let was = std::mem::replace(&mut self.lock().rest, Rest::No);
+        if was == Rest::Silent && !heard {
+            self.close();
+        }
+    }
+
+    /// The cell has fallen silent.
+    pub(super) fn silent(&self) {
+        let mut waiters = self.lock();
+        if waiters.rest == Rest::No {
+            drop(waiters);
+            self.close();
+        } else {
+            waiters.rest = Rest::Silent;
+        }
     }
 
     pub(super) fn insert(&self, id: u64, waiting: Waiting) -> Result<(), Error> {
@@ -81,7 +139,7 @@ impl Table {
 
     /// Nobody may wait for an answer that cannot come.
     pub(super) fn close(&self) {
-        let left = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let left = self.lock().all.take();
         for waiting in left.into_iter().flat_map(HashMap::into_values) {
             if let Waiting::Stream(_, input) = waiting {
                 input.close();
@@ -92,7 +150,7 @@ impl Table {
 
 /// What is shared by all who speak with one cell.
 pub(super) struct Link {
-    pub(super) writer: tokio::sync::Mutex<Writer>,
+    pub(super) writer: Arc<tokio::sync::Mutex<Writer>>,
     pub(super) waiting: Table,
     next: AtomicU64,
     /// Wishes of those who cannot wait: calls that were dropped.
@@ -100,9 +158,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(writer: Sink, waiting: Table, cancels: mpsc::Sender<u64>) -> Link {
-        let writer = tokio::sync::Mutex::new(Writer { half: writer, frame: Vec::new(), sent: 0 });
-        Link { writer, waiting, next: AtomicU64::new(1), cancels }
+    /// `next` is a number from which on nobody has one.
+    pub(super) fn new(writer: Sink, waiting: Table, next: u64, cancels: mpsc::Sender<u64>) -> Link {
+        let writer = Arc::new(tokio::sync::Mutex::new(Writer::new(writer)));
+        Link { writer, waiting, next: AtomicU64::new(next), cancels }
     }
 
     /// A number that nobody has.
@@ -128,12 +187,7 @@ impl Link {
 
     /// Calls `committed` at the moment from which on the frame is sent even when this is cancelled; before, it never is.
     pub(super) async fn send_then(&self, request: &Request, raw: &[u8], committed: impl FnOnce()) -> Result<(), Error> {
-        let frame = encode(request, raw).map_err(Error::Protocol)?;
-        let mut writer = self.writer.lock().await;
-        writer.flush().await.map_err(|_| Error::Ended)?;
-        writer.frame = frame;
-        committed();
-        writer.flush().await.map_err(|_| Error::Ended)
+        self.writer.lock().await.send(request, raw, committed).await
     }
 }
 
@@ -181,6 +235,13 @@ fn tell(table: &mut HashMap<u64, Waiting>, reply: Reply, raw: &[u8]) -> io::Resu
                 let _ = sender.send(processes);
             }
         }
+        Reply::Resting { id } => {
+            if let Some(Waiting::Rest(sender)) = table.remove(&id) {
+                let _ = sender.send(());
+            }
+        }
+        // Heard by whoever wakes it.
+        Reply::Awake => {}
         Reply::Exit { id, end } => stream(table, id, Heard::Exit(end)),
         Reply::ExecFailed { id, message } => stream(table, id, Heard::Failed(message)),
         Reply::Output { id, stderr, offset } => {

@@ -4,7 +4,9 @@ mod exec;
 mod link;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -12,16 +14,18 @@ use palisade_cell::egress::Sockets;
 use palisade_cell::{Process, Request, Wanted};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{RwLock, mpsc, oneshot};
+use tokio::sync::{OwnedMutexGuard, RwLock, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use exec::{CommandUsage, Connection, Exec, ExecRequest, ExitStatus, Input, Output};
 
 use crate::{Error, Report, Usage};
-use link::{Guard, Link, Table, Waiting, listen};
+use link::{Guard, Link, Table, Waiting, Writer, listen};
 
 /// A call's own limit is kept inside; the worker waits this much longer before it takes the sandbox for dead.
 const GRACE: Duration = Duration::from_secs(10);
+/// A word to a sandbox that stands still is taken at once, unless there are many before it.
+const AHEAD: Duration = Duration::from_millis(20);
 
 /// A call of one of the six tools.
 #[derive(Debug, Clone)]
@@ -75,6 +79,13 @@ pub(crate) trait Body: fmt::Debug + Send + Sync {
     /// What all of them have used so far.
     async fn usage(&self) -> Result<Usage, Error>;
 
+    /// Writes all processes to an empty directory, for the driver to wake; then none of them runs any more. `next` is a number
+    /// from which on the cell was told none.
+    async fn hibernate(&self, to: &Path, next: u64) -> Result<(), Error> {
+        let _ = (to, next);
+        Err(Error::Awake)
+    }
+
     /// Ends everything and waits until nothing is left, frozen or not.
     async fn end(self: Box<Self>) -> Result<(), Error>;
 }
@@ -82,12 +93,46 @@ pub(crate) trait Body: fmt::Debug + Send + Sync {
 /// A sandbox. Dropping it ends everything in it.
 pub struct Sandbox {
     link: Arc<Link>,
-    tasks: [JoinHandle<()>; 2],
-    /// `None` once it has been destroyed.
+    listener: Mutex<JoinHandle<()>>,
+    canceller: JoinHandle<()>,
+    /// `None` once it has been destroyed, and while it is asleep.
     body: RwLock<Option<Box<dyn Body>>>,
-    pid: Option<i32>,
+    /// While it is asleep nobody can say anything to it.
+    asleep: Mutex<Option<OwnedMutexGuard<Writer>>>,
+    /// Since when everything stands still. What is waited for takes no time then.
+    still: watch::Sender<Option<Instant>>,
     report: Report,
     network: Mutex<Option<Sockets>>,
+}
+
+/// A sandbox that was asleep on disk, as [`Driver::wake`](crate::Driver::wake) brings it back: either
+/// [given to](Sandbox::wake) the one that it was, with all who wait for it, or [made a new one](Woken::into_sandbox).
+#[derive(Debug)]
+pub struct Woken {
+    pub(crate) body: Box<dyn Body>,
+    pub(crate) streams: Streams,
+    pub(crate) report: Report,
+    /// A number from which on the cell was told none.
+    pub(crate) next: u64,
+}
+
+/// The two ways between the worker and a cell.
+pub(crate) struct Streams {
+    pub(crate) reader: Source,
+    pub(crate) writer: Sink,
+}
+
+impl fmt::Debug for Streams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Streams").finish_non_exhaustive()
+    }
+}
+
+impl Woken {
+    /// A sandbox of its own. What those were told who waited for the one that it was is lost; its processes go on.
+    pub fn into_sandbox(self) -> Sandbox {
+        Sandbox::speaking(self.body, self.streams, self.report, self.next)
+    }
 }
 
 impl fmt::Debug for Sandbox {
@@ -99,14 +144,13 @@ impl fmt::Debug for Sandbox {
 impl Sandbox {
     /// A sandbox whose cell has said that it is up.
     pub(crate) fn new(body: Box<dyn Body>, reader: Source, writer: Sink, report: Report) -> Sandbox {
+        Sandbox::speaking(body, Streams { reader, writer }, report, 1)
+    }
+
+    fn speaking(body: Box<dyn Body>, streams: Streams, report: Report, next: u64) -> Sandbox {
         let waiting = Table::new();
         let (cancels, mut wishes) = mpsc::channel(256);
-        let link = Arc::new(Link::new(writer, waiting.clone(), cancels));
-        let listener = tokio::spawn(async move {
-            // However it ends, nobody may wait for an answer that cannot come.
-            let _ = listen(reader, &waiting).await;
-            waiting.close();
-        });
+        let link = Arc::new(Link::new(streams.writer, waiting.clone(), next, cancels));
         let canceller = {
             let link = Arc::downgrade(&link);
             tokio::spawn(async move {
@@ -118,12 +162,13 @@ impl Sandbox {
                 }
             })
         };
-        let pid = body.pid();
         Sandbox {
             link,
-            tasks: [listener, canceller],
+            listener: Mutex::new(hear(streams.reader, waiting)),
+            canceller,
             body: RwLock::new(Some(body)),
-            pid,
+            asleep: Mutex::default(),
+            still: watch::Sender::new(None),
             report,
             network: Mutex::default(),
         }
@@ -147,7 +192,8 @@ impl Sandbox {
 
     /// The process id of its first process on the host, where the host can see it.
     pub fn pid(&self) -> Option<i32> {
-        self.pid
+        // Whoever ends it, or puts it to sleep, has taken it away.
+        self.body.try_read().ok()?.as_ref()?.pid()
     }
 
     /// Stops every process of the sandbox; when this returns, none of them runs. Calls wait until [`Sandbox::thaw`].
@@ -155,7 +201,13 @@ impl Sandbox {
     /// # Errors
     /// When the driver cannot do it here; then all of them run.
     pub async fn freeze(&self) -> Result<(), Error> {
-        self.body.read().await.as_ref().ok_or(Error::Ended)?.freeze().await
+        self.body.read().await.as_ref().ok_or(Error::Ended)?.freeze().await?;
+        self.still.send_if_modified(|since| {
+            let first = since.is_none();
+            since.get_or_insert_with(Instant::now);
+            first
+        });
+        Ok(())
     }
 
     /// Lets the processes go on.
@@ -163,7 +215,104 @@ impl Sandbox {
     /// # Errors
     /// When the driver cannot do it.
     pub async fn thaw(&self) -> Result<(), Error> {
-        self.body.read().await.as_ref().ok_or(Error::Ended)?.thaw().await
+        let body = self.body.read().await;
+        let body = body.as_ref().ok_or(Error::Ended)?;
+        let since = *self.still.borrow();
+        let ms = since.map_or(0, |since| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let stood = Request::Stood { ms };
+        let mut told = false;
+        if ms > 0 {
+            // Before it can look at a clock. Where what was said before it has not been taken, it is said as soon as it can be.
+            let early = self.link.send_then(&stood, &[], || told = true);
+            let _ = tokio::time::timeout(AHEAD, early).await;
+        }
+        body.thaw().await?;
+        self.still.send_replace(None);
+        if ms > 0 && !told { self.link.send(&stood, &[]).await } else { Ok(()) }
+    }
+
+    /// Writes all processes to an empty directory, from which [`Driver::wake`](crate::Driver::wake) brings them back; nothing of
+    /// the sandbox is left in memory. Until it is [woken](Sandbox::wake), whoever waits for something of it goes on waiting, and
+    /// takes no time for it. Its directories must stay as they are.
+    ///
+    /// # Errors
+    /// When the driver cannot do it, or the sandbox does not answer; then it goes on, unless it has ended.
+    pub async fn hibernate(&self, to: &Path) -> Result<(), Error> {
+        let mut body = self.body.write().await;
+        let awake = body.as_ref().ok_or(Error::Ended)?;
+        let mut writer = self.link.writer.clone().lock_owned().await;
+        let id = self.link.id();
+        let (sender, resting) = oneshot::channel();
+        self.link.waiting.insert(id, Waiting::Rest(sender))?;
+        writer.send(&Request::Rest { id }, &[], || ()).await?;
+        self.link.waiting.rest();
+        let wake = async |mut writer: OwnedMutexGuard<Writer>, why| {
+            // Where it was not at rest this is nothing to it.
+            let _ = writer.send(&Request::Wake, &[], || ()).await;
+            self.link.waiting.rise(false);
+            Err(why)
+        };
+        match tokio::time::timeout(GRACE, resting).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return wake(writer, Error::Ended).await,
+            Err(_) => return wake(writer, Error::Timeout(GRACE.as_secs())).await,
+        }
+        self.still.send_replace(Some(Instant::now()));
+        if let Err(why) = awake.hibernate(to, id + 1).await {
+            self.still.send_replace(None);
+            return wake(writer, why).await;
+        }
+        self.lock_listener().abort();
+        *self.asleep.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
+        match body.take() {
+            Some(body) => body.end().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether its processes are on disk.
+    pub fn is_asleep(&self) -> bool {
+        self.asleep.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Goes on as what was woken: whoever waits is answered by that.
+    ///
+    /// # Errors
+    /// When it was not asleep, or has been destroyed. What was woken ends then.
+    pub async fn wake(&self, woken: Woken) -> Result<(), Error> {
+        let mut body = self.body.write().await;
+        let writer = self.asleep.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut writer = writer.ok_or(Error::Ended)?;
+        *writer = Writer::new(woken.streams.writer);
+        self.link.waiting.rise(true);
+        *self.lock_listener() = hear(woken.streams.reader, self.link.waiting.clone());
+        *body = Some(woken.body);
+        self.still.send_replace(None);
+        Ok(())
+    }
+
+    fn lock_listener(&self) -> MutexGuard<'_, JoinHandle<()>> {
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits no longer than the limit, without the time in which everything stands still.
+    async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let mut still = self.still.subscribe();
+        let mut work = pin!(work);
+        let mut left = limit;
+        loop {
+            let began = Instant::now();
+            let stands = still.borrow_and_update().is_some();
+            tokio::select! {
+                done = &mut work => return Some(done),
+                () = tokio::time::sleep(left), if !stands => return None,
+                // The sender lives as long as this does.
+                _ = still.changed() => {}
+            }
+            if !stands {
+                left = left.saturating_sub(began.elapsed());
+            }
+        }
     }
 
     /// What all processes of the sandbox have used so far.
@@ -186,8 +335,8 @@ impl Sandbox {
         let _guard = Guard { link: &self.link, id };
         let timeout_ms = u64::try_from(call.timeout.as_millis()).unwrap_or(u64::MAX);
         self.link.send(&Request::Tool { id, name: call.name, input: call.input, timeout_ms }, &[]).await?;
-        let said = tokio::time::timeout(call.timeout.saturating_add(GRACE), answer).await;
-        let said = said.map_err(|_| Error::Timeout(call.timeout.as_secs()))?.map_err(|_| Error::Ended)?;
+        let said = self.within(call.timeout.saturating_add(GRACE), answer).await;
+        let said = said.ok_or(Error::Timeout(call.timeout.as_secs()))?.map_err(|_| Error::Ended)?;
         let usage = ToolUsage { wall: began.elapsed(), cpu: said.cpu_us.map(Duration::from_micros) };
         Ok(ToolOutput { content: said.content, is_error: said.is_error, usage })
     }
@@ -310,11 +459,21 @@ impl Sandbox {
     }
 
     fn hang_up(&self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.canceller.abort();
+        self.lock_listener().abort();
         self.link.waiting.close();
+        // What they wait to say goes nowhere.
+        self.asleep.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
+}
+
+/// Hears a cell until it falls silent.
+fn hear(reader: Source, waiting: Table) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        // However it ends, nobody may wait for an answer that cannot come.
+        let _ = listen(reader, &waiting).await;
+        waiting.silent();
+    })
 }
 
 impl Drop for Sandbox {

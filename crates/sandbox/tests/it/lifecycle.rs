@@ -152,3 +152,46 @@ async fn the_workspace_outlives_its_sandbox() {
     };
     assert_eq!(again.tool(call).await.unwrap().content[0]["text"], "kept\ndeep");
 }
+
+/// A call has the time that it was given, however long the sandbox is stopped meanwhile.
+#[tokio::test]
+async fn time_that_a_sandbox_stands_still_is_nobodys() {
+    let rig = Rig::new().await;
+    let sandbox = &rig.sandbox;
+    let call = |command: &str, ms| {
+        let input = json!({"command": command, "timeout_ms": ms});
+        sandbox.tool(ToolCall { name: "bash".to_owned(), input, timeout: Duration::from_millis(ms) })
+    };
+    let command = ExecRequest {
+        argv: ["/bin/bash", "-c", "sleep 0.6; echo done"].map(ToOwned::to_owned).to_vec(),
+        timeout: Some(Duration::from_millis(1500)),
+        ..ExecRequest::default()
+    };
+    let stop = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        if sandbox.freeze().await.is_err() {
+            return eprintln!("not run here: nothing can be frozen");
+        }
+        // Longer than the limits of both and than what the worker waits beyond them.
+        tokio::time::sleep(Duration::from_secs(13)).await;
+        sandbox.thaw().await.unwrap();
+    };
+    let exec = sandbox.exec(command).await.unwrap();
+    let (said, (status, out, _), ()) =
+        tokio::join!(call("sleep 0.6; echo done", 1500), async { exec.wait().await.unwrap() }, stop);
+    assert_eq!(said.unwrap().content[0]["text"], "done");
+    assert!(!status.timed_out && out == b"done\n", "{status:?}");
+    assert!(status.usage.wall < Duration::from_secs(10), "{status:?}");
+    // What is left of it still ends it.
+    let stop = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        if sandbox.freeze().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            sandbox.thaw().await.unwrap();
+        }
+    };
+    let (said, ()) = tokio::join!(call("sleep 100", 1000), stop);
+    let said = said.unwrap();
+    assert!(said.is_error && said.content[0]["text"].as_str().unwrap().contains("timed out after 1000ms"), "{said:?}");
+    assert!(said.usage.wall < Duration::from_secs(5), "{said:?}");
+}

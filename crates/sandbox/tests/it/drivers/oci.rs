@@ -5,7 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_sandbox::{Driver, Facility, Oci, OciOptions, Rootfs, Spec, Status, Workspace};
+use palisade_sandbox::{
+    Driver, Error, ExecRequest, Facility, Oci, OciOptions, Output, Rootfs, Spec, Status, Workspace,
+};
+use serde_json::json;
 
 use super::suite::{self, Subject};
 use super::{has, is_root, root};
@@ -224,6 +227,150 @@ async fn the_hosts_programs_will_do() {
         );
         assert_ne!(place.run(&["/bin/cat", "/etc/shadow"]).await.0.code, Some(0));
     }
+}
+
+/// Everything of a sandbox goes on from where it was: the shell's variables, what runs in the background, a call under way, its
+/// clock, and files in memory.
+#[tokio::test]
+async fn processes_sleep_on_disk() {
+    let Some(subject) = subject("runsc", GVISOR) else { return };
+    assert!(subject.driver.capabilities().hibernate);
+    let place = Arc::new(subject.place().await);
+    place
+        .bash(
+            "x=kept; echo in memory > /tmp/note; echo on disk > file; (while :; do echo . >> beats; sleep 0.1; done) &",
+        )
+        .await;
+    let detached = ExecRequest { detach: true, ..suite::argv(&["/bin/bash", "-c", "echo first; read; sleep 1000"]) };
+    let mut detached = place.sandbox.exec(ExecRequest { stdin: true, ..detached }).await.unwrap();
+    assert_eq!(detached.next().await.unwrap(), Some(Output::Stdout(b"first\n".to_vec())));
+    // It may take two seconds, and sleeps three in the meantime.
+    let call = {
+        let place = place.clone();
+        let input =
+            json!({"command": "touch begun; for i in {1..10}; do sleep 0.1; done; echo done", "timeout_ms": 2500});
+        tokio::spawn(async move { place.call("bash", input).await })
+    };
+    let begun = place.workspace().join("begun");
+    suite::until("the call runs", || begun.exists()).await;
+    let asleep = tempfile::tempdir().unwrap();
+    place.sandbox.hibernate(asleep.path()).await.unwrap();
+    assert!(place.sandbox.is_asleep());
+    assert_eq!((subject.left)(), Vec::<String>::new());
+    let beats = || fs::metadata(place.workspace().join("beats")).unwrap().len();
+    let before = beats();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(beats(), before);
+    assert!(matches!(place.sandbox.hibernate(asleep.path()).await, Err(Error::Ended)));
+    assert!(!call.is_finished());
+
+    let spec = subject.spec(&place.home);
+    let woken = subject.driver.wake(spec, asleep.path()).await.unwrap();
+    place.sandbox.wake(woken).await.unwrap();
+    assert_eq!(call.await.unwrap(), ("done\n".trim().to_owned(), false));
+    assert_eq!(place.bash("echo $x; cat /tmp/note file").await, "kept\nin memory\non disk");
+    suite::until("the job goes on", || beats() > before).await;
+    let names: Vec<_> = place.sandbox.processes().await.unwrap().into_iter().filter_map(|process| process.id).collect();
+    assert_eq!(names, [detached.process()]);
+    detached.signal(15).await.unwrap();
+    assert_eq!(detached.next().await.unwrap(), None);
+    place.sandbox.destroy().await.unwrap();
+    assert_eq!((subject.left)(), Vec::<String>::new());
+}
+
+/// As after a restart of the worker: who waited is gone, and the driver is another.
+#[tokio::test]
+async fn another_worker_wakes_them() {
+    let (Some(subject), Some(other)) = (subject("runsc", GVISOR), subject("runsc", GVISOR)) else { return };
+    let keep = tempfile::tempdir().unwrap();
+    let at = |name: &str| keep.path().join(name);
+    for name in ["base", "layer", "asleep"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    let layered = |spec: &mut Spec| {
+        spec.workspace = Workspace::Layered { lower: vec![at("base")], upper: at("layer") };
+        spec.limits.disk_bytes = Some(64 << 20);
+    };
+    let place = subject.place_with(layered).await;
+    place.bash("x=kept; echo changed > file").await;
+    let more =
+        ExecRequest { detach: true, ..suite::argv(&["/bin/bash", "-c", "echo one; sleep 1; echo two; sleep 1000"]) };
+    let mut heard = place.sandbox.exec(more).await.unwrap();
+    assert_eq!(heard.next().await.unwrap(), Some(Output::Stdout(b"one\n".to_vec())));
+    place.sandbox.hibernate(&at("asleep")).await.unwrap();
+    let process = heard.process();
+    drop(heard);
+    let home = place.home;
+    drop(place.sandbox);
+
+    let mut spec = Spec { rootfs: subject.rootfs.clone(), ..other.spec(&home) };
+    layered(&mut spec);
+    let sandbox = other.driver.wake(spec, &at("asleep")).await.unwrap().into_sandbox();
+    let place = suite::Place::of(sandbox, home);
+    assert_eq!(place.bash("echo $x; cat file").await, "kept\nchanged");
+    let mut heard = place.sandbox.attach(process, Some(4), true).await.unwrap();
+    assert_eq!(heard.next().await.unwrap(), Some(Output::Stdout(b"two\n".to_vec())));
+    let report = place.sandbox.report();
+    assert!(GVISOR.iter().all(|facility| report.enforces(*facility)), "{report:?}");
+    place.sandbox.destroy().await.unwrap();
+    assert_eq!([(subject.left)(), (other.left)()].concat(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_cannot_sleep_or_wake_is_refused() {
+    let Some(subject) = subject("runsc", GVISOR) else { return };
+    let (keep, asleep) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let place = subject.place().await;
+    place.bash("x=kept").await;
+    // There is no such directory, or the runtime cannot write there: the sandbox goes on.
+    let nowhere = place.sandbox.hibernate(&keep.path().join("missing")).await.unwrap_err();
+    assert!(matches!(nowhere, Error::Scratch { .. }), "{nowhere}");
+    fs::write(keep.path().join("asleep.json"), "").unwrap();
+    fs::create_dir(keep.path().join("image")).unwrap();
+    fs::create_dir(keep.path().join("image/checkpoint.img")).unwrap();
+    let refused = place.sandbox.hibernate(keep.path()).await.unwrap_err();
+    assert!(matches!(refused, Error::Scratch { .. }), "{refused}");
+    assert!(!place.sandbox.is_asleep());
+    assert_eq!(place.bash("echo $x").await, "kept");
+    place.sandbox.hibernate(asleep.path()).await.unwrap();
+
+    let note = asleep.path().join("asleep.json");
+    let written = fs::read_to_string(&note).unwrap();
+    let wake = async |driver: &Arc<dyn Driver>| {
+        driver.wake(subject.spec(&place.home), asleep.path()).await.map(drop).unwrap_err().to_string()
+    };
+    if let Some(runc) = self::subject("runc", WALLS) {
+        let why = wake(&runc.driver).await;
+        assert!(why.contains("cannot be woken: they are gVisor's, and this driver's runtime is runc"), "{why}");
+        let other = runc.place().await;
+        let refused = other.sandbox.hibernate(keep.path()).await.unwrap_err();
+        assert!(matches!(refused, Error::Awake), "{refused}");
+        assert_eq!(other.bash("echo here").await, "here");
+    }
+    for (text, wanted) in [
+        ("{", "asleep.json: EOF"),
+        (&*written.replace("\"cell\":", "\"cell\":1"), "version 1"),
+        (&*written.replace("runsc version", "runsc version other"), "written with runsc version other"),
+    ] {
+        fs::write(&note, text).unwrap();
+        let why = wake(&subject.driver).await;
+        assert!(why.contains(wanted), "{why}");
+    }
+    fs::write(&note, &written).unwrap();
+    // Half of it is none of it.
+    let image = asleep.path().join("image/checkpoint.img");
+    let whole = fs::read(&image).unwrap();
+    for damaged in [&whole[..whole.len() / 2], b"", &[&whole[..whole.len() - 100], &[7; 100][..]].concat()] {
+        fs::write(&image, damaged).unwrap();
+        let why = wake(&subject.driver).await;
+        assert!(why.starts_with("runsc restore"), "{why}");
+    }
+    fs::write(&image, &whole).unwrap();
+    let woken = subject.driver.wake(subject.spec(&place.home), asleep.path()).await.unwrap();
+    place.sandbox.wake(woken).await.unwrap();
+    assert_eq!(place.bash("echo $x").await, "kept");
+    place.sandbox.destroy().await.unwrap();
+    assert_eq!((subject.left)(), Vec::<String>::new());
 }
 
 macro_rules! runtime {

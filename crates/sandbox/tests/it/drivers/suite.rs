@@ -50,16 +50,28 @@ impl Subject {
     }
 
     pub(crate) async fn place_with(&self, change: impl FnOnce(&mut Spec)) -> Place {
-        let (home, workspace, outputs) = home();
-        let mut spec = Spec::new(workspace, outputs);
-        spec.rootfs = self.rootfs.clone();
+        let (home, _, _) = home();
+        let mut spec = self.spec(&home);
         change(&mut spec);
         let sandbox = self.driver.create(spec).await.unwrap_or_else(|why| panic!("{}: {why}", self.driver.name()));
         Place { sandbox, home, bare: self.bare }
     }
 }
 
+impl Subject {
+    /// The spec of a sandbox in a home.
+    pub(crate) fn spec(&self, home: &TempDir) -> Spec {
+        let mut spec = Spec::new(home.path().join("workspace"), home.path().join("outputs"));
+        spec.rootfs = self.rootfs.clone();
+        spec
+    }
+}
+
 impl Place {
+    pub(crate) fn of(sandbox: Sandbox, home: TempDir) -> Place {
+        Place { sandbox, home, bare: false }
+    }
+
     pub(crate) fn workspace(&self) -> PathBuf {
         self.home.path().join("workspace")
     }
@@ -97,7 +109,7 @@ impl Place {
     }
 }
 
-fn argv(words: &[&str]) -> ExecRequest {
+pub(crate) fn argv(words: &[&str]) -> ExecRequest {
     ExecRequest { argv: words.iter().map(|&word| word.to_owned()).collect(), ..ExecRequest::default() }
 }
 
