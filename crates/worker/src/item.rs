@@ -299,6 +299,10 @@ const ORIGIN: &str = "palisade.checkpoint";
 fn start_early(hands: &Arc<Hands>) -> AbortOnDrop<()> {
     let hands = hands.clone();
     AbortOnDrop(tokio::spawn(async move {
+        if hands.is_paused() {
+            tracing::warn!(session = hands.session(), "the session is paused: `palisade resume` lets it go on");
+            return;
+        }
         // Whoever needs it tries again and says what is wrong.
         let _ = hands.ready().await;
     }))

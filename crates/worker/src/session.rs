@@ -183,7 +183,13 @@ pub(crate) async fn serve(
                 service.kill();
             }
             () = at(leave_at) => return End::Asked,
-            () = at(idle_since.map(|since| since + max_idle)) => return End::Idle,
+            () = at(idle_since.map(|since| since + max_idle)) => {
+                if !service.context.hands.is_frozen() {
+                    return End::Idle;
+                }
+                // An end would be one of what was paused. It is looked at again.
+                idle_since = Some(Instant::now());
+            }
         }
     }
 }
@@ -438,16 +444,16 @@ async fn run(context: Context, call: Call) -> Finished {
     }
     let began = Instant::now();
     let limit = context.tool_timeout + OVERRUN;
-    let tool = tokio::time::timeout(limit, context.hands.run(&call, context.tool_timeout));
+    let tool = context.hands.within(limit, context.hands.run(&call, context.tool_timeout));
     let outcome = if record { alongside(tool, force(&context)).await } else { tool.await };
     let mut usage = None;
     let (event, is_error) = match outcome {
-        Ok(Ok(output)) => {
+        Some(Ok(output)) => {
             usage = Some(output.usage);
             (answer::result_event(&call.id, output.content, output.is_error), output.is_error)
         }
-        Ok(Err(text)) => (answer::error_event(&call.id, &text), true),
-        Err(_) => (answer::error_event(&call.id, &format!("tool '{}' timed out", call.name)), true),
+        Some(Err(text)) => (answer::error_event(&call.id, &text), true),
+        None => (answer::error_event(&call.id, &format!("tool '{}' timed out", call.name)), true),
     };
     let took = began.elapsed();
     tracing::info!(

@@ -128,7 +128,14 @@ pub(crate) async fn pause(args: &PauseArgs, out: Output) -> Outcome {
     let what = "the session cannot be paused";
     if args.to_disk {
         let taken = client.hibernate(&args.session).await.map_err(|why| failed(what, &why))?;
-        out.either(&object(&args.session, &taken), format!("{} is on disk as {}", args.session, taken.id));
+        let id = taken.checkpoint.id;
+        let said = match taken.processes_kept {
+            true => format!("{} is on disk with its processes, its files as {id}", args.session),
+            false => format!("{} is on disk as {id}; its processes have ended", args.session),
+        };
+        let mut body = object(&args.session, &taken.checkpoint);
+        body["processes_kept"] = taken.processes_kept.into();
+        out.either(&body, said);
     } else {
         client.pause(&args.session).await.map_err(|why| failed(what, &why))?;
         out.either(&json!({"type": "paused", "session": args.session}), format!("{} is paused", args.session));
@@ -138,7 +145,12 @@ pub(crate) async fn pause(args: &PauseArgs, out: Output) -> Outcome {
 
 pub(crate) async fn resume(args: &ResumeArgs, out: Output) -> Outcome {
     let done = args.worker.client()?.resume(&args.session).await;
-    done.map_err(|why| failed("the session cannot be resumed", &why))?;
-    out.either(&json!({"type": "resumed", "session": args.session}), format!("{} goes on", args.session));
+    let done = done.map_err(|why| failed("the session cannot be resumed", &why))?;
+    let said = match done.processes_kept {
+        true => format!("{} goes on", args.session),
+        false => format!("{} goes on without its processes: the worker's log says why", args.session),
+    };
+    let body = json!({"type": "resumed", "session": args.session, "processes_kept": done.processes_kept});
+    out.either(&body, said);
     Ok(ExitCode::SUCCESS)
 }

@@ -114,7 +114,13 @@ fn session_row(session: &SessionBody, before: &mut Before, interval: Option<Dura
         plain(&session.id).into_owned(),
         session.driver.clone(),
         age(session.served_ms),
-        if session.sandbox { "up" } else { "none" }.to_owned(),
+        match (session.sandbox, session.paused) {
+            (true, false) => "up",
+            (true, true) => "paused",
+            (false, true) => "on disk",
+            (false, false) => "none",
+        }
+        .to_owned(),
         or_dash(session.cpu_ms, seconds),
         before.share(session.id.clone(), session.cpu_ms, interval),
         or_dash(session.memory_bytes, |bytes| memory(bytes >> 10)),

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use async_trait::async_trait;
 
-use crate::sandbox::Body;
+use crate::sandbox::{Body, Told};
 use crate::{Spec, Status, Usage, Workspace};
 
 pub(crate) use project::enforced as project_quota;
@@ -268,8 +268,8 @@ impl Body for Limited {
         Ok(Usage { disk_bytes: self.disks.used(), ..self.body.usage().await? })
     }
 
-    async fn hibernate(&self, to: &Path, next: u64) -> Result<(), crate::Error> {
-        self.body.hibernate(to, next).await
+    async fn hibernate(&self, to: &Path, told: Told) -> Result<(), crate::Error> {
+        self.body.hibernate(to, told).await
     }
 
     async fn end(self: Box<Self>) -> Result<(), crate::Error> {

@@ -32,7 +32,7 @@ use crate::disk::Disks;
 use crate::handshake::{self, Up};
 use crate::lead;
 use crate::native::{self, Cgroups, Identity};
-use crate::sandbox::{Body, Sink, Source, Streams, Woken};
+use crate::sandbox::{Body, Sink, Source, Streams, Told, Woken};
 use crate::scratch::{self, Scratch};
 use crate::within;
 use crate::{Capabilities, Driver, Error, Facility, Limits, Report, Sandbox, Spec, Status, Usage};
@@ -157,8 +157,8 @@ impl Oci {
         report.startup = began.elapsed();
         report.demand(&require, self.name())?;
         let body = disks.around(Box::new(container));
-        let next = asleep.map_or(1, |asleep| asleep.next);
-        Ok((Woken { body, streams: Streams { reader, writer }, report, next }, network))
+        let told = asleep.map(|asleep| asleep.told).unwrap_or_default();
+        Ok((Woken { body, streams: Streams { reader, writer }, report, told }, network))
     }
 
     fn report(&self, limits: &Limits, container: &Container, up: Up) -> Result<Report, Error> {
@@ -248,7 +248,7 @@ struct Asleep {
     /// What the runtime says of its version.
     version: String,
     up: Up,
-    next: u64,
+    told: Told,
 }
 
 /// The runtime's own part of what is written of a container.
@@ -478,7 +478,7 @@ impl Body for Container {
         Ok(self.cgroups()?.usage())
     }
 
-    async fn hibernate(&self, to: &Path, next: u64) -> Result<(), Error> {
+    async fn hibernate(&self, to: &Path, told: Told) -> Result<(), Error> {
         let up = self.up.clone().filter(|_| self.runtime.kind == Kind::Gvisor).ok_or(Error::Awake)?;
         let (runtime, id, to) = (self.runtime.clone(), self.id.clone(), to.to_owned());
         let write = move || {
@@ -487,7 +487,7 @@ impl Body for Container {
                 move |cause| Error::Scratch { path, cause }
             };
             let (name, version) = (runtime.name.clone(), runtime.version.clone());
-            let asleep = Asleep { cell: VERSION, runtime: name, version, up, next };
+            let asleep = Asleep { cell: VERSION, runtime: name, version, up, told };
             let (image, note) = (to.join(IMAGE), to.join(ASLEEP));
             fs::write(&note, serde_json::to_vec(&asleep).unwrap_or_default()).map_err(wrong(&note))?;
             fs::create_dir(&image).map_err(wrong(&image))?;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use palisade_cell::{End, INPUT_WINDOW, LEAST_CHARGE, OUTPUT_WINDOW, Process, Reply, Request, decode, encode};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -109,6 +110,11 @@ impl Table {
         self.lock().all.as_mut().map(look)
     }
 
+    /// Who waits, by number.
+    pub(super) fn waiting(&self) -> Vec<u64> {
+        self.with(|table| table.keys().copied().collect()).unwrap_or_default()
+    }
+
     /// From here on that the cell falls silent is no end.
     pub(super) fn rest(&self) {
         self.lock().rest = Rest::Begun;
@@ -148,6 +154,21 @@ impl Table {
     }
 }
 
+/// What a cell that rests was told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    /// A number from which on it has heard none.
+    next: u64,
+    /// Calls and commands that somebody waits for.
+    open: Vec<u64>,
+}
+
+impl Default for Told {
+    fn default() -> Told {
+        Told { next: 1, open: Vec::new() }
+    }
+}
+
 /// What is shared by all who speak with one cell.
 pub(super) struct Link {
     pub(super) writer: Arc<tokio::sync::Mutex<Writer>>,
@@ -158,10 +179,18 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// `next` is a number from which on nobody has one.
-    pub(super) fn new(writer: Sink, waiting: Table, next: u64, cancels: mpsc::Sender<u64>) -> Link {
+    pub(super) fn new(writer: Sink, waiting: Table, told: &Told, cancels: mpsc::Sender<u64>) -> Link {
+        for id in &told.open {
+            // Nobody waits for them here. There is room for more than a cell takes on.
+            let _ = cancels.try_send(*id);
+        }
         let writer = Arc::new(tokio::sync::Mutex::new(Writer::new(writer)));
-        Link { writer, waiting, next: AtomicU64::new(next), cancels }
+        Link { writer, waiting, next: AtomicU64::new(told.next), cancels }
+    }
+
+    /// What the cell was told so far.
+    pub(super) fn told(&self) -> Told {
+        Told { next: self.next.load(Ordering::Relaxed), open: self.waiting.waiting() }
     }
 
     /// A number that nobody has.

@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 pub use exec::{CommandUsage, Connection, Exec, ExecRequest, ExitStatus, Input, Output};
 
 use crate::{Error, Report, Usage};
+pub(crate) use link::Told;
 use link::{Guard, Link, Table, Waiting, Writer, listen};
 
 /// A call's own limit is kept inside; the worker waits this much longer before it takes the sandbox for dead.
@@ -79,10 +80,10 @@ pub(crate) trait Body: fmt::Debug + Send + Sync {
     /// What all of them have used so far.
     async fn usage(&self) -> Result<Usage, Error>;
 
-    /// Writes all processes to an empty directory, for the driver to wake; then none of them runs any more. `next` is a number
-    /// from which on the cell was told none.
-    async fn hibernate(&self, to: &Path, next: u64) -> Result<(), Error> {
-        let _ = (to, next);
+    /// Writes all processes to an empty directory, for the driver to wake, and what their cell was told; then none of them
+    /// runs any more.
+    async fn hibernate(&self, to: &Path, told: Told) -> Result<(), Error> {
+        let _ = (to, told);
         Err(Error::Awake)
     }
 
@@ -112,8 +113,7 @@ pub struct Woken {
     pub(crate) body: Box<dyn Body>,
     pub(crate) streams: Streams,
     pub(crate) report: Report,
-    /// A number from which on the cell was told none.
-    pub(crate) next: u64,
+    pub(crate) told: Told,
 }
 
 /// The two ways between the worker and a cell.
@@ -129,9 +129,10 @@ impl fmt::Debug for Streams {
 }
 
 impl Woken {
-    /// A sandbox of its own. What those were told who waited for the one that it was is lost; its processes go on.
+    /// A sandbox of its own. Whoever waited for the one that it was is gone, so what they waited for is given up: calls, and
+    /// commands that are not detached. All else goes on.
     pub fn into_sandbox(self) -> Sandbox {
-        Sandbox::speaking(self.body, self.streams, self.report, self.next)
+        Sandbox::speaking(self.body, self.streams, self.report, &self.told)
     }
 }
 
@@ -144,13 +145,13 @@ impl fmt::Debug for Sandbox {
 impl Sandbox {
     /// A sandbox whose cell has said that it is up.
     pub(crate) fn new(body: Box<dyn Body>, reader: Source, writer: Sink, report: Report) -> Sandbox {
-        Sandbox::speaking(body, Streams { reader, writer }, report, 1)
+        Sandbox::speaking(body, Streams { reader, writer }, report, &Told::default())
     }
 
-    fn speaking(body: Box<dyn Body>, streams: Streams, report: Report, next: u64) -> Sandbox {
+    fn speaking(body: Box<dyn Body>, streams: Streams, report: Report, told: &Told) -> Sandbox {
         let waiting = Table::new();
         let (cancels, mut wishes) = mpsc::channel(256);
-        let link = Arc::new(Link::new(streams.writer, waiting.clone(), next, cancels));
+        let link = Arc::new(Link::new(streams.writer, waiting.clone(), told, cancels));
         let canceller = {
             let link = Arc::downgrade(&link);
             tokio::spawn(async move {
@@ -258,7 +259,7 @@ impl Sandbox {
             Err(_) => return wake(writer, Error::Timeout(GRACE.as_secs())).await,
         }
         self.still.send_replace(Some(Instant::now()));
-        if let Err(why) = awake.hibernate(to, id + 1).await {
+        if let Err(why) = awake.hibernate(to, self.link.told()).await {
             self.still.send_replace(None);
             return wake(writer, why).await;
         }

@@ -5,6 +5,7 @@ mod transaction;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -79,6 +80,8 @@ pub(crate) struct Place {
 /// A sandbox that is up.
 struct Live {
     sandbox: Arc<Sandbox>,
+    /// What it was made from.
+    spec: Spec,
     /// Where its network leads to.
     led: Option<Led>,
     /// The layer that it has mounted; the store keeps it as long as this is held.
@@ -92,7 +95,7 @@ impl Hands {
         session: Arc<str>,
         observe: Arc<dyn Fn(Observation) + Send + Sync>,
     ) -> Self {
-        let (live, paused) = (Arc::new(Mutex::new(None)), watch::Sender::new(false));
+        let (live, paused) = (Arc::new(Mutex::new(None)), watch::Sender::new(plan.home.is_paused()));
         Self {
             plan,
             pace,
@@ -130,7 +133,7 @@ impl Hands {
         let mut attempt = 1;
         loop {
             match self.create().await {
-                Ok(created) => return Ok(live.insert(created).sandbox.clone()),
+                Ok((created, _)) => return Ok(live.insert(created).sandbox.clone()),
                 Err(reason) if attempt >= ATTEMPTS => {
                     tracing::error!(session = &*self.session, reason, "the sandbox could not be started");
                     (self.observe)(Observation::SandboxFailed { session: self.session.to_string(), reason });
@@ -150,7 +153,13 @@ impl Hands {
 
     /// The sandbox, if it is up.
     pub(crate) async fn live(&self) -> Option<Arc<Sandbox>> {
-        self.live.lock().await.as_ref().map(|live| live.sandbox.clone())
+        let live = self.live.lock().await;
+        live.as_ref().filter(|live| !live.sandbox.is_asleep()).map(|live| live.sandbox.clone())
+    }
+
+    /// Whose sandbox it is.
+    pub(crate) fn session(&self) -> &str {
+        &self.session
     }
 
     /// What makes the sandboxes.
@@ -167,7 +176,8 @@ impl Hands {
         format!("the {} driver mounts no layers, so that it has no checkpoints: use native or oci", self.driver())
     }
 
-    async fn create(&self) -> Result<Live, String> {
+    /// Makes a sandbox. Whether it is one that was asleep.
+    async fn create(&self) -> Result<(Live, bool), String> {
         let began = Instant::now();
         let place = self.prepare().await?;
         let workspace = if self.is_flat() {
@@ -183,18 +193,37 @@ impl Hands {
             // What the operator sets for sandboxes stays, but for what would lead past the service or to a real credential.
             spec.env.extend(told.env.iter().cloned());
         }
-        let created = self.plan.driver.create(spec).await.map_err(|error| error.to_string())?;
+        let (created, woken) = match self.asleep(&spec).await? {
+            Some(woken) => (woken, true),
+            None => (self.plan.driver.create(spec.clone()).await.map_err(|error| error.to_string())?, false),
+        };
         let led = told.map(|told| told.serve(created.network())).transpose().map_err(|error| error.to_string())?;
         let took = began.elapsed();
         tracing::info!(
             session = &*self.session,
             driver = self.plan.driver.name(),
             took_us = took.as_micros() as u64,
+            woken,
             "sandbox started"
         );
         let report = Box::new(created.report().clone());
         (self.observe)(Observation::SandboxStarted { session: self.session.to_string(), took, report });
-        Ok(Live { sandbox: Arc::new(created), led, _layer: place.layer })
+        Ok((Live { sandbox: Arc::new(created), spec, led, _layer: place.layer }, woken))
+    }
+
+    /// The sandbox that an earlier worker has put to disk, if there is one of this workspace.
+    async fn asleep(&self, spec: &Spec) -> Result<Option<Sandbox>, String> {
+        let home = &self.plan.home;
+        let Some(image) = home.take_image().map_err(|error| error.to_string())? else { return Ok(None) };
+        let woken = self.plan.driver.wake(spec.clone(), &image).await;
+        home.drop_images();
+        match woken {
+            Ok(woken) => Ok(Some(woken.into_sandbox())),
+            Err(error) => {
+                tracing::error!(session = &*self.session, %error, "the session's processes could not be brought back; its files are there");
+                Ok(None)
+            }
+        }
     }
 
     /// What the next sandbox is told of its way out.
@@ -244,6 +273,26 @@ impl Hands {
         let (place, undone) = made.await.map_err(|error| error.to_string())??;
         self.undone.lock().unwrap_or_else(PoisonError::into_inner).extend(undone);
         Ok(place)
+    }
+
+    /// Waits no longer than the limit, without the time in which the session is paused.
+    pub(crate) async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let mut paused = self.paused.subscribe();
+        let mut work = pin!(work);
+        let mut left = limit;
+        loop {
+            let began = Instant::now();
+            let stands = *paused.borrow_and_update();
+            tokio::select! {
+                done = &mut work => return Some(done),
+                () = tokio::time::sleep(left), if !stands => return None,
+                // The sender lives as long as this does.
+                _ = paused.changed() => {}
+            }
+            if !stands {
+                left = left.saturating_sub(began.elapsed());
+            }
+        }
     }
 
     /// Runs one tool. `Err` is the text of an error result.

@@ -10,7 +10,8 @@ use palisade_checkpoint::{Checkpoint, Id};
 use super::audit;
 use super::gate::Peer;
 use super::routes::{Refusal, State, served};
-use super::wire::{CheckpointBody, RestoreBody};
+use super::wire::{CheckpointBody, HibernatedBody, RestoreBody, ResumedBody};
+use crate::workspace::Home;
 
 fn refused(why: String) -> Refusal {
     Refusal::new(StatusCode::CONFLICT, why)
@@ -65,19 +66,27 @@ pub(super) async fn hibernate(
     Given(state): Given<Arc<State>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     Path(session): Path<String>,
-) -> Result<Json<Checkpoint>, Refusal> {
+) -> Result<Json<HibernatedBody>, Refusal> {
     let served = served(&state, &session)?;
     audit::note(peer, &session, "hibernate", "");
-    served.hands.hibernate().await.map(|captured| Json(captured.checkpoint)).map_err(refused)
+    let (captured, processes_kept) = served.hands.hibernate().await.map_err(refused)?;
+    Ok(Json(HibernatedBody { checkpoint: captured.checkpoint, processes_kept }))
 }
 
 pub(super) async fn resume(
     Given(state): Given<Arc<State>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     Path(session): Path<String>,
-) -> Result<StatusCode, Refusal> {
+) -> Result<Json<ResumedBody>, Refusal> {
+    let home = Home::of(&state.state_dir, &session);
+    if state.registry.find(&session).is_none() && home.is_paused() {
+        // It goes on as soon as a worker serves it again.
+        audit::note(peer, &session, "resume", "");
+        home.note_paused(false).map_err(|why| refused(why.to_string()))?;
+        return Ok(Json(ResumedBody { processes_kept: true }));
+    }
     let served = served(&state, &session)?;
     audit::note(peer, &session, "resume", "");
-    served.hands.resume().await.map_err(refused)?;
-    Ok(StatusCode::NO_CONTENT)
+    let processes_kept = served.hands.resume().await.map_err(refused)?;
+    Ok(Json(ResumedBody { processes_kept }))
 }

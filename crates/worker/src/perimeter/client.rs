@@ -26,7 +26,7 @@ use crate::ssh::Issued;
 
 use super::wire::{
     AllowedBody, ArchiveBody, ArchivedBody, AttachBody, CheckpointBody, ConnectBody, CredentialsBody, ExecBody,
-    ReferenceBody, RestoreBody, RevokedBody, SessionBody, SignalBody,
+    HibernatedBody, ReferenceBody, RestoreBody, ResumedBody, RevokedBody, SessionBody, SignalBody,
 };
 
 /// Why the worker did not do what it was asked.
@@ -222,11 +222,11 @@ impl Client {
         self.post(session, "/pause", None::<&()>).await.map(drop)
     }
 
-    /// Takes a checkpoint of a session and ends its sandbox until it is resumed.
+    /// Takes a checkpoint of a session and puts it to disk until it is resumed, with its processes where its driver can do that.
     ///
     /// # Errors
-    /// When the worker cannot be reached, does not serve the session, or cannot take a checkpoint.
-    pub async fn hibernate(&self, session: &str) -> Result<Checkpoint, ClientError> {
+    /// When the worker cannot be reached, does not serve the session, or cannot put it to disk; then it goes on.
+    pub async fn hibernate(&self, session: &str) -> Result<HibernatedBody, ClientError> {
         serde_json::from_slice(&self.post(session, "/hibernate", None::<&()>).await?).map_err(broken)
     }
 
@@ -234,8 +234,8 @@ impl Client {
     ///
     /// # Errors
     /// When the worker cannot be reached or does not serve the session.
-    pub async fn resume(&self, session: &str) -> Result<(), ClientError> {
-        self.post(session, "/resume", None::<&()>).await.map(drop)
+    pub async fn resume(&self, session: &str) -> Result<ResumedBody, ClientError> {
+        serde_json::from_slice(&self.post(session, "/resume", None::<&()>).await?).map_err(broken)
     }
 
     /// A key and a certificate for SSH into a session.

@@ -37,8 +37,8 @@ pub use frame::{Frame, Kind};
 pub(crate) use registry::Registry;
 pub use wire::{
     AllowedBody, ArchiveBody, ArchivedBody, CheckpointBody, ConnectBody, CredentialBody, CredentialsBody, DownBody,
-    ExecBody, ExitBody, LeaseBody, Purpose, ReferenceBody, RestoreBody, RevokedBody, SessionBody, SignalBody,
-    SourceBody, TerminalSize,
+    ExecBody, ExitBody, HibernatedBody, LeaseBody, Purpose, ReferenceBody, RestoreBody, ResumedBody, RevokedBody,
+    SessionBody, SignalBody, SourceBody, TerminalSize,
 };
 
 /// The socket's name in the state directory.
@@ -65,7 +65,10 @@ impl Perimeter {
         egress: Option<Arc<Egress>>,
     ) -> std::io::Result<Perimeter> {
         let gate = gate::Gate::bind(state_dir)?;
-        Ok(Perimeter { gate, state: Arc::new(routes::State { registry, allow_preview, ssh, egress }) })
+        Ok(Perimeter {
+            gate,
+            state: Arc::new(routes::State { state_dir: state_dir.to_owned(), registry, allow_preview, ssh, egress }),
+        })
     }
 
     pub(crate) async fn serve(self, stop: CancellationToken) {

@@ -1,5 +1,6 @@
 //! The routes, and what is answered when something cannot be done.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What all routes share.
 pub(crate) struct State {
+    /// Where sessions live.
+    pub(crate) state_dir: PathBuf,
     pub(crate) registry: Registry,
     pub(crate) allow_preview: bool,
     /// Who lets people in by SSH, where that is served.
@@ -99,6 +102,10 @@ pub(super) fn served(state: &State, session: &str) -> Result<Served, Refusal> {
 /// A session's sandbox. What is done with it must not hold on to it: the session's own end must be able to end it.
 pub(crate) async fn sandbox(state: &State, session: &str, start: bool) -> Result<Arc<Sandbox>, Refusal> {
     let served = served(state, session)?;
+    if served.hands.is_paused() {
+        let message = format!("session {session} is paused: `palisade resume {session}` lets it go on");
+        return Err(Refusal::new(StatusCode::CONFLICT, message));
+    }
     if start {
         return served.hands.ready().await.map_err(|why| Refusal::new(StatusCode::CONFLICT, why));
     }
@@ -115,6 +122,7 @@ async fn look(session: &str, served: &Served) -> SessionBody {
         driver: served.hands.driver().to_owned(),
         served_ms: u64::try_from(served.since.elapsed().as_millis()).unwrap_or(u64::MAX),
         sandbox: sandbox.is_some(),
+        paused: served.hands.is_paused(),
         cpu_ms: None,
         memory_bytes: None,
         memory_peak_bytes: None,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use palisade_checkpoint::Checkpoint;
 use palisade_sandbox::{ExitStatus, Size, Usage};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,9 @@ pub struct SessionBody {
     pub served_ms: u64,
     /// Whether its sandbox is up.
     pub sandbox: bool,
+    /// Whether nothing of it goes on until it is resumed.
+    #[serde(default)]
+    pub paused: bool,
     /// Processor time of all its processes, in milliseconds, where it is known.
     pub cpu_ms: Option<u64>,
     /// Memory now, in bytes, where it is known.
@@ -34,6 +38,23 @@ impl SessionBody {
         self.processes = usage.processes;
         self
     }
+}
+
+/// A session that was put to disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HibernatedBody {
+    /// Its files.
+    #[serde(flatten)]
+    pub checkpoint: Checkpoint,
+    /// Whether its processes are on disk too; else they have ended.
+    pub processes_kept: bool,
+}
+
+/// A session that goes on.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct ResumedBody {
+    /// False when its processes were on disk and could not be brought back: the worker's log says why.
+    pub processes_kept: bool,
 }
 
 /// Which part of the audit trail goes where.

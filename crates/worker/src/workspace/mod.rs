@@ -78,6 +78,10 @@ pub(crate) struct Taken {
 const LAYERS: &str = "workspace.json";
 const TRANSACTION: &str = "transaction.json";
 const SKILLS: &str = "skills.json";
+/// The processes of a sandbox that sleeps.
+const IMAGE: &str = "asleep";
+/// Is there while the session is paused.
+const PAUSED: &str = "paused";
 
 /// Checkpoints of one session that are kept, at least.
 pub(crate) const KEPT: usize = 20;
@@ -183,6 +187,87 @@ impl Home {
     pub(crate) fn note_skills(&self, names: &[String]) -> io::Result<()> {
         let text = serde_json::to_vec(names)?;
         write_whole(&self.root, SKILLS, &text, Durable::No).map_err(io::Error::other)
+    }
+
+    /// An empty directory for the processes of a sandbox that is put to sleep; they count once [`Home::keep_image`] was called.
+    pub(crate) fn new_image(&self) -> Result<PathBuf, HomeError> {
+        self.drop_images();
+        let path = self.root.join(IMAGE).with_extension("new");
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.map(|()| path.clone()).map_err(|source| HomeError::Make { path, source })
+    }
+
+    /// From here on there is a sandbox that sleeps, on the layers that the workspace now has.
+    pub(crate) fn keep_image(&self) -> Result<(), HomeError> {
+        let path = self.root.join(IMAGE);
+        let new = path.with_extension("new");
+        let wrong = |source| HomeError::Make { path: path.clone(), source };
+        let layers = self.layers()?.map(|layers| (layers.base, layers.checkpoint, layers.layer));
+        fs::write(new.join(LAYERS), serde_json::to_vec(&layers).map_err(|why| wrong(why.into()))?).map_err(wrong)?;
+        fs::rename(&new, &path).map_err(wrong)
+    }
+
+    /// The sandbox that sleeps, if it does so on the layers that the workspace has now. It is there once: what it has done since
+    /// it woke up, it would do again.
+    pub(crate) fn take_image(&self) -> Result<Option<PathBuf>, HomeError> {
+        let (path, taken) = (self.root.join(IMAGE), self.root.join(IMAGE).with_extension("woken"));
+        let wrong = |source| HomeError::Make { path: path.clone(), source };
+        let noted = match fs::read(path.join(LAYERS)) {
+            Err(why) if why.kind() == io::ErrorKind::NotFound => {
+                // What an earlier worker was about to write, or had woken.
+                self.drop_images();
+                return Ok(None);
+            }
+            read => read.map_err(wrong)?,
+        };
+        let noted: Option<(String, Option<Id>, u64)> = serde_json::from_slice(&noted).unwrap_or_default();
+        let now = self.layers()?.map(|layers| (layers.base, layers.checkpoint, layers.layer));
+        if noted.is_none() || noted != now {
+            tracing::warn!(path = %path.display(), "the workspace is no longer what the processes on disk know; they are given up");
+            self.drop_images();
+            return Ok(None);
+        }
+        if taken.exists() {
+            fs::remove_dir_all(&taken).map_err(wrong)?;
+        }
+        fs::rename(&path, &taken).map_err(wrong)?;
+        Ok(Some(taken))
+    }
+
+    /// Whether there is a sandbox that sleeps.
+    pub(crate) fn has_image(&self) -> bool {
+        self.root.join(IMAGE).is_dir()
+    }
+
+    /// Notes whether the session is paused, for workers to come.
+    pub(crate) fn note_paused(&self, paused: bool) -> Result<(), HomeError> {
+        let path = self.root.join(PAUSED);
+        let done = match paused {
+            true => write_whole(&self.root, PAUSED, b"", Durable::Yes).map_err(io::Error::other),
+            false => match fs::remove_file(&path) {
+                Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed,
+            },
+        };
+        done.map_err(|source| HomeError::Make { path, source })
+    }
+
+    /// Whether the session is paused.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.root.join(PAUSED).exists()
+    }
+
+    /// Removes what there is of sandboxes that sleep.
+    pub(crate) fn drop_images(&self) {
+        let path = self.root.join(IMAGE);
+        for path in [path.with_extension("new"), path.with_extension("woken"), path] {
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "processes on disk that are of no use any more could not be removed");
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Makes the session's own directory, so that its journal can be opened.

@@ -1,8 +1,10 @@
 //! Checkpoints before calls, calls that are undone, and sessions that start from a checkpoint.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_checkpoint::Store;
+use palisade_sandbox::{Oci, OciOptions};
 use palisade_testkit::control_plane::{FakeSession, text};
 use palisade_worker::perimeter::{CheckpointBody, Client, RestoreBody};
 use palisade_worker::{Before, Checkpoints, Observation, Options};
@@ -273,4 +275,179 @@ async fn sessions_start_from_a_checkpoint_and_share_what_it_holds() {
     rig.fake.stopped(&lost.id).await;
     rig.observes("the reason", |observation| matches!(observation, Observation::Ended { session, reason, .. } if *session == lost.id && reason.contains("palisade.checkpoint"))).await;
     working.end().await;
+}
+
+/// gVisor's sandboxes, whose processes can be written to disk.
+fn gvisor(rig: &Rig) -> Option<Options> {
+    let options = OciOptions {
+        runtime: "runsc".into(),
+        arguments: vec!["--platform=ptrace".to_owned()],
+        scratch: Some(rig.dir.path().join("scratch")),
+    };
+    match Oci::new(options) {
+        Ok(driver) => Some(Options { driver: Arc::new(driver), ..self::options(rig, Checkpoints::default()) }),
+        Err(why) if std::env::var_os("CI").is_none() || !rustix::process::geteuid().is_root() => {
+            println!("not run: {why}");
+            None
+        }
+        Err(why) => panic!("{why}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_put_to_disk_goes_on_with_its_processes() {
+    let rig = Rig::new().await;
+    let Some(wanted) = gvisor(&rig) else { return };
+    let session = rig.fake.session();
+    session.queue();
+    let working = rig.start_with(Options { tool_timeout: Duration::from_secs(5), ..wanted });
+    let client = Client::new(rig.dir.path().join("state"));
+    assert_eq!(says(&rig, &session, "x=kept; (while :; do echo . >> beats; sleep 0.05; done) & echo on").await, "on");
+    // A call is under way, and has less time than the pause takes.
+    let call = session.bash("touch begun; sleep 1; echo $x");
+    let begun = rig.file(&session, "begun");
+    rig.fake.wait("the call to be in its midst", |_| begun.exists().then_some(())).await;
+    let asleep = client.hibernate(&session.id).await.unwrap();
+    assert!(asleep.processes_kept);
+    let shown = client.sessions().await.unwrap();
+    assert_eq!((shown[0].sandbox, shown[0].paused), (false, true));
+    let beats = || std::fs::metadata(rig.file(&session, "beats")).unwrap().len();
+    let before = beats();
+    // Its files can be looked at and kept meanwhile, and doing it twice is doing it once.
+    client.checkpoint(&session.id, &CheckpointBody::default()).await.unwrap();
+    assert!(client.hibernate(&session.id).await.unwrap().processes_kept);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(session.result_of(&call).is_none());
+    assert_eq!(beats(), before);
+    assert!(client.resume(&session.id).await.unwrap().processes_kept);
+    assert_eq!(text(&rig.result(&session, &call).await), "kept");
+    rig.fake.wait("what runs in the background", |_| (beats() > before).then_some(())).await;
+    // Whoever goes back to a checkpoint has no processes.
+    client.hibernate(&session.id).await.unwrap();
+    client.restore(&session.id, &RestoreBody { checkpoint: asleep.checkpoint.id.to_string() }).await.unwrap();
+    client.resume(&session.id).await.unwrap();
+    assert_eq!(says(&rig, &session, "echo ${x:-none}; ls").await, "none\nbeats\nbegun");
+    working.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_on_disk_outlives_its_worker() {
+    let rig = Rig::new().await;
+    let Some(wanted) = gvisor(&rig) else { return };
+    let session = rig.fake.session();
+    session.queue();
+    let root = rig.dir.path().join("state/sessions").join(&session.id);
+    let images = || {
+        let names = std::fs::read_dir(&root).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.filter(|name| name.starts_with("asleep")).collect();
+        names.sort();
+        names
+    };
+    let first = rig.start_with(wanted);
+    let client = Client::new(rig.dir.path().join("state"));
+    assert_eq!(says(&rig, &session, "x=kept; (while :; do echo . >> beats; sleep 0.05; done) & echo on").await, "on");
+    assert!(client.hibernate(&session.id).await.unwrap().processes_kept);
+    let beats = || std::fs::metadata(rig.file(&session, "beats")).unwrap().len();
+    let before = beats();
+    first.crash().await;
+    assert_eq!(images(), ["asleep"]);
+
+    // Another worker serves it, and leaves it as it is until it is told to go on.
+    session.queue();
+    let second = rig.start_with(gvisor(&rig).unwrap());
+    let call = session.bash("echo $x");
+    let mut served = false;
+    for _ in 0..500 {
+        served = client.sessions().await.is_ok_and(|all| all.iter().any(|one| one.paused));
+        if served {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(served);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(session.result_of(&call).is_none());
+    assert_eq!(beats(), before);
+    assert!(client.resume(&session.id).await.unwrap().processes_kept);
+    rig.fake.wait("what runs in the background", |_| (beats() > before).then_some(())).await;
+    assert_eq!(text(&rig.result(&session, &call).await), "kept");
+    // They are not there twice.
+    assert_eq!(images(), Vec::<String>::new());
+
+    // A worker that crashed while it woke them leaves the files, and nothing else.
+    assert!(client.hibernate(&session.id).await.unwrap().processes_kept);
+    second.crash().await;
+    std::fs::rename(root.join("asleep"), root.join("asleep.woken")).unwrap();
+    std::fs::remove_file(root.join("paused")).unwrap();
+    session.queue();
+    let third = rig.start_with(gvisor(&rig).unwrap());
+    assert_eq!(says(&rig, &session, "echo ${x:-none}; ls").await, "none\nbeats");
+    assert_eq!(images(), Vec::<String>::new());
+
+    // What cannot be brought back costs the processes, not the session.
+    client.hibernate(&session.id).await.unwrap();
+    std::fs::write(root.join("asleep/image/checkpoint.img"), "nonsense").unwrap();
+    assert!(!client.resume(&session.id).await.unwrap().processes_kept);
+    assert_eq!(says(&rig, &session, "ls").await, "beats");
+    client.hibernate(&session.id).await.unwrap();
+    third.crash().await;
+    // A session that no worker serves can be told as well; it goes on with the next one.
+    std::fs::write(root.join("asleep/asleep.json"), "{}").unwrap();
+    let other = rig.fake.session();
+    other.queue();
+    let fourth = rig.start_with(gvisor(&rig).unwrap());
+    assert_eq!(says(&rig, &other, "echo other").await, "other");
+    assert!(client.resume(&session.id).await.unwrap().processes_kept);
+    client.resume(&session.id).await.unwrap_err();
+    fourth.end().await;
+    session.queue();
+    let fifth = rig.start_with(gvisor(&rig).unwrap());
+    assert_eq!(says(&rig, &session, "ls").await, "beats");
+    assert_eq!(images(), Vec::<String>::new());
+    fifth.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_costs_a_session_neither_its_calls_nor_its_processes() {
+    let rig = Rig::new().await;
+    let session = rig.fake.session();
+    session.queue();
+    let wanted = options(&rig, Checkpoints::default());
+    let second = Duration::from_secs(1);
+    let wanted = Options { tool_timeout: 2 * second, max_idle: second, ..wanted };
+    let first = rig.start_with(wanted.clone());
+    let client = Client::new(rig.dir.path().join("state"));
+    assert_eq!(says(&rig, &session, "x=kept; echo on").await, "on");
+    let call = session.bash("touch begun; sleep 0.5; echo $x");
+    let begun = rig.file(&session, "begun");
+    rig.fake.wait("the call to be in its midst", |_| begun.exists().then_some(())).await;
+    client.pause(&session.id).await.unwrap();
+    // Longer than the call may take, with all that is waited beyond that.
+    tokio::time::sleep(13 * second).await;
+    assert!(session.result_of(&call).is_none());
+    let refused = client.sessions().await.unwrap();
+    assert!(refused[0].paused && refused[0].sandbox);
+    client.resume(&session.id).await.unwrap();
+    assert_eq!(text(&rig.result(&session, &call).await), "kept");
+    // One that is idle stays as long as it is paused.
+    client.pause(&session.id).await.unwrap();
+    session.idle();
+    tokio::time::sleep(3 * second).await;
+    assert!(client.sessions().await.unwrap()[0].paused);
+    let call = session.bash("echo $x");
+    tokio::time::sleep(second / 2).await;
+    assert!(session.result_of(&call).is_none());
+    client.resume(&session.id).await.unwrap();
+    assert_eq!(text(&rig.result(&session, &call).await), "kept");
+    // A pause outlives the worker; what was in memory does not.
+    client.pause(&session.id).await.unwrap();
+    first.crash().await;
+    session.queue();
+    let next = rig.start_with(wanted);
+    let call = session.bash("echo ${x:-none}");
+    tokio::time::sleep(second).await;
+    assert!(session.result_of(&call).is_none());
+    client.resume(&session.id).await.unwrap();
+    assert_eq!(text(&rig.result(&session, &call).await), "none");
+    next.end().await;
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_sandbox::{
-    Driver, Error, ExecRequest, Facility, Oci, OciOptions, Output, Rootfs, Spec, Status, Workspace,
+    Driver, Error, ExecRequest, Facility, Oci, OciOptions, Output, Rootfs, Spec, Status, ToolCall, Workspace,
 };
 use serde_json::json;
 
@@ -292,14 +292,24 @@ async fn another_worker_wakes_them() {
         spec.limits.disk_bytes = Some(64 << 20);
     };
     let place = subject.place_with(layered).await;
-    place.bash("x=kept; echo changed > file").await;
+    place.bash("echo changed > file").await;
     let more =
         ExecRequest { detach: true, ..suite::argv(&["/bin/bash", "-c", "echo one; sleep 1; echo two; sleep 1000"]) };
     let mut heard = place.sandbox.exec(more).await.unwrap();
     assert_eq!(heard.next().await.unwrap(), Some(Output::Stdout(b"one\n".to_vec())));
+    let given_up = place.sandbox.exec(suite::argv(&["/bin/sleep", "777"])).await.unwrap();
+    let input = json!({"command": "echo begun > begun; sleep 777"});
+    let call = ToolCall { name: "bash".to_owned(), input, timeout: Duration::from_secs(1000) };
+    let mut call = Box::pin(place.sandbox.tool(call));
+    let begun = at("layer/upper/begun");
+    tokio::select! {
+        said = &mut call => panic!("{said:?}"),
+        () = suite::until("the call runs", || begun.exists()) => {}
+    }
     place.sandbox.hibernate(&at("asleep")).await.unwrap();
     let process = heard.process();
-    drop(heard);
+    drop((heard, given_up));
+    drop(call);
     let home = place.home;
     drop(place.sandbox);
 
@@ -307,7 +317,17 @@ async fn another_worker_wakes_them() {
     layered(&mut spec);
     let sandbox = other.driver.wake(spec, &at("asleep")).await.unwrap().into_sandbox();
     let place = suite::Place::of(sandbox, home);
-    assert_eq!(place.bash("echo $x; cat file").await, "kept\nchanged");
+    assert_eq!(place.bash("cat file").await, "changed");
+    let given_up = async || {
+        let all = place.sandbox.processes().await.unwrap();
+        all.iter().all(|process| !process.argv.iter().any(|word| word.contains("777")))
+    };
+    let look = async {
+        while !given_up().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), look).await.expect("what nobody waits for is given up");
     let mut heard = place.sandbox.attach(process, Some(4), true).await.unwrap();
     assert_eq!(heard.next().await.unwrap(), Some(Output::Stdout(b"two\n".to_vec())));
     let report = place.sandbox.report();
