@@ -63,7 +63,8 @@ pub(crate) struct ForkArgs {
 pub(crate) struct PauseArgs {
     /// The session's id.
     session: String,
-    /// Keep the files on disk and end the sandbox, which frees its memory. Processes are not kept.
+    /// Put it to disk, which frees its memory: its files always, its processes where the driver can (oci with gVisor's runsc); else
+    /// they end.
     #[arg(long)]
     to_disk: bool,
     #[command(flatten)]

@@ -287,7 +287,7 @@ fn gvisor(rig: &Rig) -> Option<Options> {
     match Oci::new(options) {
         Ok(driver) => Some(Options { driver: Arc::new(driver), ..self::options(rig, Checkpoints::default()) }),
         Err(why) if std::env::var_os("CI").is_none() || !rustix::process::geteuid().is_root() => {
-            println!("not run: {why}");
+            eprintln!("not run here: {why}");
             None
         }
         Err(why) => panic!("{why}"),
