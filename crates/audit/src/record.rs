@@ -28,6 +28,9 @@ pub(crate) const MAX_BODY: usize = 64 * 1024;
 pub(crate) const MAX_KIND: usize = 64;
 pub(crate) const MAX_SESSION: usize = 256;
 
+/// What most records need.
+const USUAL: usize = 768;
+
 /// A line that is longer was not written by a trail. Six bytes is the longest that JSON makes of one.
 pub(crate) const MAX_LINE: usize = MAX_BODY + 6 * MAX_SESSION + 1024;
 
@@ -202,9 +205,25 @@ impl<'a> Line<'a> {
     }
 }
 
-/// The part of a record that its caller gives, as it is written. `session` and `body` are JSON already.
-pub(crate) fn middle(kind: &str, session: &str, body: &str) -> String {
-    format!(r#","kind":"{kind}","session":{session},"body":{body}"#)
+/// The part of a record that its caller gives, as it is written, and how many bytes of it are the body's. Made at one go:
+/// there are many.
+pub(crate) fn middle(kind: &str, session: Option<&str>, body: &impl Serialize) -> serde_json::Result<(String, usize)> {
+    let mut text = Vec::with_capacity(USUAL);
+    text.extend_from_slice(br#","kind":""#);
+    text.extend_from_slice(kind.as_bytes());
+    text.extend_from_slice(br#"","session":"#);
+    serde_json::to_writer(&mut text, &session)?;
+    text.extend_from_slice(br#","body":"#);
+    let start = text.len();
+    serde_json::to_writer(&mut text, body)?;
+    // Only JSON that came as text (`RawValue`) has any, between its tokens: a record is one line.
+    for byte in &mut text[start..] {
+        if matches!(byte, b'\n' | b'\r') {
+            *byte = b' ';
+        }
+    }
+    let bytes = text.len() - start;
+    Ok((String::from_utf8(text).map_err(serde::ser::Error::custom)?, bytes))
 }
 
 /// Writes a record behind `out`, with its line feed, and returns its hash.
@@ -248,7 +267,13 @@ mod tests {
     fn a_line_reads_back_and_its_hash_is_that_of_the_bytes_before_it() {
         let mut out = Vec::new();
         let time = "2026-11-01T08:00:00Z";
-        let hash = write(&mut out, 1_204, time, &middle("a.b", "\"s\\n\"", r#"{"x":1}"#), Hash::NONE);
+        let hash = write(
+            &mut out,
+            1_204,
+            time,
+            &middle("a.b", Some("s\n"), &serde_json::json!({"x": 1})).unwrap().0,
+            Hash::NONE,
+        );
         let line = out.strip_suffix(b"\n").unwrap();
         let read = Line::parse(line).unwrap();
         read.check().unwrap();

@@ -250,16 +250,11 @@ fn prepare(kind: &str, session: Option<&str>, body: &impl Serialize) -> Result<S
 
 fn written(kind: &str, session: Option<&str>, body: &impl Serialize) -> Result<String, AppendError> {
     let json = |why: serde_json::Error| AppendError::Body { kind: kind.to_owned(), cause: why.to_string() };
-    let mut body = serde_json::to_string(body).map_err(json)?;
-    if memchr::memchr2(b'\n', b'\r', body.as_bytes()).is_some() {
-        // Only JSON that came as text (`RawValue`) has any, between its tokens: a record is one line.
-        body = body.replace(['\n', '\r'], " ");
+    let (middle, bytes) = record::middle(kind, session, body).map_err(json)?;
+    if bytes > MAX_BODY {
+        return Err(AppendError::TooLarge { kind: kind.to_owned(), bytes });
     }
-    if body.len() > MAX_BODY {
-        return Err(AppendError::TooLarge { kind: kind.to_owned(), bytes: body.len() });
-    }
-    let session = serde_json::to_string(&session).map_err(json)?;
-    Ok(record::middle(kind, &session, &body))
+    Ok(middle)
 }
 
 /// Makes a directory's head file when the directory is new.

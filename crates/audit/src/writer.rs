@@ -172,6 +172,8 @@ pub(crate) struct Writer {
     signed: Instant,
     gap: Option<Gap>,
     buffer: Vec<u8>,
+    /// When it is written: one time for all that are written together.
+    time: String,
     /// Declared last: given back after all else.
     _lock: Lock,
 }
@@ -237,6 +239,7 @@ impl Writer {
             signed: Instant::now(),
             gap: None,
             buffer: Vec::new(),
+            time: String::new(),
             _lock: lock,
         };
         if writer.options.signer.is_some() && unsigned > 0 {
@@ -265,8 +268,10 @@ impl Writer {
 
     /// Puts a record of the trail's own among those that wait.
     fn own(&mut self, kind: &str, body: &impl Serialize) {
-        let body = serde_json::to_string(body).unwrap_or_else(|_| "null".to_owned());
-        self.wait(Waiting { record: record::middle(kind, "null", &body), answer: None });
+        match record::middle(kind, None, body) {
+            Ok((record, _)) => self.wait(Waiting { record, answer: None }),
+            Err(why) => tracing::error!(kind, error = %why, "a record of the audit trail's own cannot be written"),
+        }
     }
 
     fn wait(&mut self, waiting: Waiting) {
@@ -486,9 +491,11 @@ impl Writer {
     /// Writes the records into the buffer.
     fn render(&mut self, sign: bool) -> Result<Vec<Seq>, Fault> {
         self.buffer.clear();
+        self.time = (self.options.clock)().to_string();
         if let Some(gap) = &self.gap {
-            let body = serde_json::to_string(gap).map_err(|why| fault("write a record")(why.into()))?;
-            self.push(&record::middle("trail.gap", "null", &body))?;
+            let (middle, _) =
+                record::middle("trail.gap", None, gap).map_err(|why| fault("write a record")(why.into()))?;
+            self.push(&middle)?;
         }
         let mut numbers = Vec::with_capacity(self.waiting.len());
         let waiting = std::mem::take(&mut self.waiting);
@@ -510,21 +517,19 @@ impl Writer {
         if self.chain.unsigned >= self.options.checkpoint_records {
             self.sign()?;
         }
-        let time = (self.options.clock)().to_string();
         let seq = self.chain.head.seq + 1;
-        let hash = record::write(&mut self.buffer, seq, &time, middle, self.chain.head.hash);
+        let hash = record::write(&mut self.buffer, seq, &self.time, middle, self.chain.head.hash);
         self.chain = Chain { head: Head { seq, hash }, unsigned: self.chain.unsigned + 1 };
         Ok(seq)
     }
 
     fn sign(&mut self) -> Result<(), Fault> {
         let Some(signer) = &self.options.signer else { return Ok(()) };
-        let time = (self.options.clock)().to_string();
         let Head { seq, hash } = self.chain.head;
-        let body = signer.checkpoint(seq, hash, &time, self.options.checkpoint_records);
-        let body = serde_json::to_string(&body).map_err(|why| fault("write a checkpoint")(why.into()))?;
-        let middle = record::middle(CHECKPOINT, "null", &body);
-        let hash = record::write(&mut self.buffer, seq + 1, &time, &middle, hash);
+        let body = signer.checkpoint(seq, hash, &self.time, self.options.checkpoint_records);
+        let middle = record::middle(CHECKPOINT, None, &body);
+        let (middle, _) = middle.map_err(|why| fault("write a checkpoint")(why.into()))?;
+        let hash = record::write(&mut self.buffer, seq + 1, &self.time, &middle, hash);
         self.chain = Chain { head: Head { seq: seq + 1, hash }, unsigned: 0 };
         self.signed = Instant::now();
         Ok(())

@@ -32,8 +32,8 @@ pub trait Trail: fmt::Debug + Send + Sync {
     /// Makes an entry durable and returns its number. What it allows happens only afterwards.
     async fn begin(&self, entry: &Entry) -> Result<u64, TrailError>;
 
-    /// Says how what began has ended. Durable soon, and before anything that depends on it.
-    async fn end(&self, number: u64, outcome: &Outcome) -> Result<(), TrailError>;
+    /// Says how what began in a session has ended. Durable soon, and before anything that depends on it.
+    async fn end(&self, session: &str, number: u64, outcome: &Outcome) -> Result<(), TrailError>;
 }
 
 /// The trail cannot keep anything.

@@ -17,7 +17,7 @@ use super::answer::Expected;
 use super::decode::limit_encodings;
 use super::replace::{BodyPlan, Destination, Escape, Replacer, Task, WHOLE, Whole, values_of};
 use super::scan::Anchors;
-use super::sigv4::{self, Signing};
+use super::sigv4::{self, Signed, Signing};
 use super::table::{Entry, Role};
 use super::{Broker, Misuse, Wire};
 use crate::Authority;
@@ -69,10 +69,10 @@ impl Broker {
 
     /// Finds placeholders of any session, as they are or encoded. Most requests end here.
     fn look(&self, parts: &Parts, wire: Wire, authority: &Authority) -> Result<Seen, Misuse> {
-        let mut text = Vec::with_capacity(2048);
-        if let Some(path) = parts.uri.path_and_query() {
-            text.extend_from_slice(path.as_str().as_bytes());
-        }
+        let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
+        let mut text =
+            Vec::with_capacity(path.len() + parts.headers.values().map(|value| value.len() + 1).sum::<usize>());
+        text.extend_from_slice(path.as_bytes());
         for value in parts.headers.values() {
             text.push(b'\n');
             text.extend_from_slice(value.as_bytes());
@@ -221,15 +221,15 @@ impl Broker {
         }
         self.known.add(&signing.key_id(), &key.text);
         let references = vec![key.reference.clone()];
-        let body = if signing.sign_head(parts)? {
-            BodyPlan::Replace(guard)
-        } else {
-            BodyPlan::Whole(Whole {
+        let body = match signing.sign_head(parts)? {
+            Signed::Head => BodyPlan::Replace(guard),
+            Signed::Pieces(pieces) => BodyPlan::Replace(guard.signing(pieces)),
+            Signed::NeedsBody => BodyPlan::Whole(Whole {
                 table: Arc::clone(&self.table),
                 known: Arc::clone(&self.known),
                 destination: to,
                 task: Task::Sign(Box::new(signing)),
-            })
+            }),
         };
         Ok(Injection { references, body, answer })
     }

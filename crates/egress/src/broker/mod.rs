@@ -21,6 +21,7 @@ mod github_app;
 mod guard;
 mod inject;
 mod misuse;
+mod pieces;
 mod placeholder;
 mod redact;
 mod replace;

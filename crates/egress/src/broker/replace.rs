@@ -9,6 +9,7 @@ use http::request::Parts;
 use palisade_api::Secret;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 
+use super::pieces::Pieces;
 use super::redact::Known;
 use super::scan::{Anchors, Stream};
 use super::sigv4::Signing;
@@ -110,6 +111,8 @@ pub struct Replacer {
     values: HashMap<String, Result<Arc<Secret>, Misuse>>,
     stream: Stream,
     references: Vec<String>,
+    /// Signs what goes out, where that is signed in pieces.
+    pieces: Option<Box<Pieces>>,
 }
 
 impl std::fmt::Debug for Replacer {
@@ -130,7 +133,14 @@ impl Replacer {
             values: HashMap::new(),
             stream: Stream::default(),
             references: Vec::new(),
+            pieces: None,
         }
+    }
+
+    /// The same, of a body whose pieces are to be signed again.
+    pub(super) fn signing(mut self, pieces: Box<Pieces>) -> Replacer {
+        self.pieces = Some(pieces);
+        self
     }
 
     /// One that replaces by the values that it is given.
@@ -153,12 +163,23 @@ impl Replacer {
     /// Takes a piece of the body and gives what may go to the upstream. On an error nothing of the piece may go there, and the
     /// connection must be cut: the upstream must not take what it has for a whole request.
     pub fn push(&mut self, piece: Bytes) -> Result<Bytes, Misuse> {
-        self.run(piece, false)
+        let passed = self.run(piece, false)?;
+        self.signed(passed)
+    }
+
+    fn signed(&mut self, passed: Bytes) -> Result<Bytes, Misuse> {
+        match &mut self.pieces {
+            Some(pieces) => pieces.push(&passed).map(Bytes::from),
+            None => Ok(passed),
+        }
     }
 
     /// The body has ended: gives what was held back.
     pub fn finish(&mut self) -> Result<Bytes, Misuse> {
-        self.run(Bytes::new(), true)
+        let rest = self.run(Bytes::new(), true)?;
+        let rest = self.signed(rest)?;
+        self.pieces.as_ref().map_or(Ok(()), |pieces| pieces.finish())?;
+        Ok(rest)
     }
 
     /// Trailers of the request: no placeholder may stand in them.
@@ -180,7 +201,7 @@ impl Replacer {
     }
 
     fn run(&mut self, piece: Bytes, ended: bool) -> Result<Bytes, Misuse> {
-        let Replacer { table, known, needles, destination, escape, values, stream, references } = self;
+        let Replacer { table, known, needles, destination, escape, values, stream, references, .. } = self;
         let seen = |core: Option<String>| seen_core(table, destination, core);
         match needles {
             None => {

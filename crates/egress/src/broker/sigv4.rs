@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use super::credential::AwsKeys;
 use super::forms::hex;
+use super::pieces::Pieces;
 use super::table::Entry;
 use super::{Misuse, Wire};
 use crate::Authority;
@@ -22,6 +23,20 @@ const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const CONTENT_HASH: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 const SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-amz-security-token");
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// `x-amz-content-sha256` of a body whose pieces are signed, with trailers that are signed or without.
+const IN_PIECES: &str = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD";
+const IN_PIECES_WITH_TRAILERS: &str = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER";
+
+/// What is left to do when the head is done.
+pub(super) enum Signed {
+    /// Nothing.
+    Head,
+    /// The pieces of the body.
+    Pieces(Box<Pieces>),
+    /// Everything: the signature covers the body.
+    NeedsBody,
+}
 
 /// What is needed to sign a request again.
 pub(super) struct Signing {
@@ -120,34 +135,46 @@ impl Signing {
         matches!(self.service(), "s3" | "s3express" | "s3-object-lambda" | "s3-outposts")
     }
 
-    /// Signs at once when the request says what the hash of its body is, or that it is not signed. Else the body is needed.
-    pub(super) fn sign_head(&self, parts: &mut Parts) -> Result<bool, Misuse> {
+    /// Signs at once when the request says what the hash of its body is, that it is not signed, or that its pieces are. Else
+    /// the body is needed.
+    pub(super) fn sign_head(&self, parts: &mut Parts) -> Result<Signed, Misuse> {
         let wrong = |why| Misuse::Signature { reference: self.reference.clone(), why };
+        let mut pieces = None;
         let stated = parts.headers.get(CONTENT_HASH).map(|value| value.to_str().unwrap_or_default().to_owned());
         let hash = match stated {
             Some(stated) if stated.len() == 64 && stated.bytes().all(|byte| byte.is_ascii_hexdigit()) => stated,
             Some(stated) if stated == "UNSIGNED-PAYLOAD" || stated == "STREAMING-UNSIGNED-PAYLOAD-TRAILER" => stated,
+            Some(stated) if !self.presigned && stated == IN_PIECES => {
+                pieces = Some(false);
+                stated
+            }
+            Some(stated) if !self.presigned && stated == IN_PIECES_WITH_TRAILERS => {
+                pieces = Some(true);
+                stated
+            }
             Some(stated) if stated.starts_with("STREAMING-") => {
                 return Err(wrong(
-                    "each piece of its body is signed too (STREAMING-AWS4-…); turn payload signing off in the client \
-                     (payload_signing_enabled = false), which over https loses nothing",
+                    "the pieces of its body are signed in a way that is not supported: SigV4a, or events",
                 ));
             }
             Some(_) => return Err(wrong("its x-amz-content-sha256 is neither a hash nor UNSIGNED-PAYLOAD")),
             None if self.presigned && self.is_s3() => "UNSIGNED-PAYLOAD".to_owned(),
-            None => return Ok(false),
+            None => return Ok(Signed::NeedsBody),
         };
-        self.sign(parts, &hash)?;
-        Ok(true)
+        let (date, seed) = self.sign(parts, &hash)?;
+        let Some(trailers) = pieces else { return Ok(Signed::Head) };
+        let (key, reference) = (self.signing_key(), self.reference.clone());
+        Ok(Signed::Pieces(Box::new(Pieces::new(key, reference, date, self.scope.clone(), seed, trailers))))
     }
 
     /// Signs with the hash of the body.
     pub(super) fn sign_body(&self, parts: &mut Parts, body: &[u8]) -> Result<(), Misuse> {
         let hash = hex_text(digest::digest(&digest::SHA256, body).as_ref());
-        self.sign(parts, &hash)
+        self.sign(parts, &hash).map(drop)
     }
 
-    fn sign(&self, parts: &mut Parts, payload: &str) -> Result<(), Misuse> {
+    /// The date of the signature, and the signature.
+    fn sign(&self, parts: &mut Parts, payload: &str) -> Result<(String, String), Misuse> {
         let wrong = |why| Misuse::Signature { reference: self.reference.clone(), why };
         let mut signed = self.signed.clone();
         let token = self.keys.session_token.as_ref();
@@ -207,17 +234,17 @@ impl Signing {
         let text = format!("{ALGORITHM}\n{date}\n{}\n{hash}", self.scope);
         let signature = hex_text(hmac::sign(&self.signing_key(), text.as_bytes()).as_ref());
         if self.presigned {
-            pairs.push(("X-Amz-Signature".into(), signature));
+            pairs.push(("X-Amz-Signature".into(), signature.clone()));
             let query: Vec<String> = pairs.iter().map(|(key, value)| format!("{key}={value}")).collect();
             super::inject::set_path_and_query(parts, parts.uri.path().to_owned(), Some(query.join("&")))
-                .map_err(|()| wrong("its query cannot be written again"))
+                .map_err(|()| wrong("its query cannot be written again"))?;
         } else {
             let value =
                 format!("{ALGORITHM} Credential={key_id}/{}, SignedHeaders={names}, Signature={signature}", self.scope);
             let value = HeaderValue::from_str(&value).map_err(|_| wrong("the access key id is no header value"))?;
             parts.headers.insert(AUTHORIZATION, value);
-            Ok(())
         }
+        Ok((date, signature))
     }
 
     fn signing_key(&self) -> hmac::Key {

@@ -248,11 +248,17 @@ impl Drop for Open {
         }
         let end = async move {
             let trail = &shared.common.trail;
-            let mut kept = trail.end(number, &outcome).await;
+            let mut kept = trail.end(&shared.id, number, &outcome).await;
             if let (Ok(()), Some(alert)) = (&kept, alert) {
                 kept = match trail.begin(&alert).await {
                     Ok(number) => {
-                        trail.end(number, &Outcome { sent: 0, received: 0, redacted: 0, error: None, ..outcome }).await
+                        trail
+                            .end(
+                                &shared.id,
+                                number,
+                                &Outcome { sent: 0, received: 0, redacted: 0, error: None, ..outcome },
+                            )
+                            .await
                     }
                     Err(error) => Err(error),
                 };

@@ -163,6 +163,142 @@ async fn a_signature_that_covers_the_body_waits_for_it_and_a_session_token_goes_
     assert!(whole.finish(&mut parts, format!("a={secret}").into()).await.unwrap_err().alert());
 }
 
+/// A body in pieces as a client signs it, with signatures that are none.
+fn in_pieces(pieces: &[&[u8]], trailer: Option<&str>) -> Vec<u8> {
+    let none = "0".repeat(64);
+    let mut body = Vec::new();
+    for piece in pieces {
+        body.extend(format!("{:x};chunk-signature={none}\r\n", piece.len()).into_bytes());
+        body.extend_from_slice(piece);
+        if trailer.is_none() || !piece.is_empty() {
+            body.extend_from_slice(b"\r\n");
+        }
+    }
+    if let Some(trailer) = trailer {
+        body.extend(format!("{trailer}\r\nx-amz-trailer-signature:{none}\r\n\r\n").into_bytes());
+    }
+    body
+}
+
+/// Gives a body to its plan, so much at a time.
+fn carried(plan: BodyPlan, body: &[u8], at_a_time: usize) -> Result<Vec<u8>, Misuse> {
+    let BodyPlan::Replace(mut replacer) = plan else { panic!("it is read as a whole") };
+    assert!(!replacer.changes_length());
+    let mut out = Vec::new();
+    for bytes in body.chunks(at_a_time) {
+        out.extend(replacer.push(Bytes::copy_from_slice(bytes))?);
+    }
+    out.extend(replacer.finish()?);
+    Ok(out)
+}
+
+/// The examples and their signatures are those of "Transferring Payload in Multiple Chunks" and of "Including trailing headers"
+/// in the documentation of S3.
+#[tokio::test]
+async fn bodies_that_are_signed_in_pieces_are_signed_again_piece_by_piece() {
+    let (broker, id) = aws(KEYS);
+    let host = "s3.amazonaws.com";
+    let put = |names: &str, hash: &str, more: &[(&str, &str)]| {
+        let mut headers = vec![
+            ("host", host.to_owned()),
+            ("authorization", signed(&id, "s3", names)),
+            ("content-encoding", "aws-chunked".to_owned()),
+            ("x-amz-content-sha256", hash.to_owned()),
+            ("x-amz-date", "20130524T000000Z".to_owned()),
+            ("x-amz-decoded-content-length", "66560".to_owned()),
+            ("x-amz-storage-class", "REDUCED_REDUNDANCY".to_owned()),
+        ];
+        headers.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        request("PUT", "/examplebucket/chunkObject.txt", &headers)
+    };
+    let plain = || {
+        let names = "content-encoding;content-length;host;x-amz-content-sha256;x-amz-date;x-amz-decoded-content-length;x-amz-storage-class";
+        put(names, "STREAMING-AWS4-HMAC-SHA256-PAYLOAD", &[("content-length", "66824")])
+    };
+    let trailing = || {
+        let names = "content-encoding;host;x-amz-content-sha256;x-amz-date;x-amz-decoded-content-length;x-amz-storage-class;x-amz-trailer";
+        put(names, "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER", &[("x-amz-trailer", "x-amz-checksum-crc32c")])
+    };
+    let (large, small) = ([b'a'; 65536], [b'a'; 1024]);
+    let pieces: [&[u8]; 3] = [&large, &small, b""];
+    let signatures = |body: &[u8]| -> Vec<String> {
+        let text = String::from_utf8_lossy(body).into_owned();
+        let each = text.split("-signature").skip(1).map(|rest| rest[1..65].to_owned());
+        each.collect()
+    };
+    let body = in_pieces(&pieces, None);
+    assert_eq!(body.len(), 66824);
+    for at_a_time in [1, 7, 1000, 65536, usize::MAX] {
+        let mut parts = plain();
+        let plan = inject(&broker, host, &mut parts).await.unwrap();
+        assert_eq!(signature(&parts), "4f232c4386841ef735655705268965c44a0e4690baa4adea153f7db9fa80a0a9");
+        assert_eq!(parts.headers["content-length"], "66824");
+        let out = carried(plan, &body, at_a_time).unwrap();
+        assert_eq!(
+            signatures(&out),
+            [
+                "ad80c730a21e5b8d04586a2213dd63b9a0e99e0e2307b0ade35a65485a288648",
+                "0055627c9e194cb4542bae2aa5492e3c1575bbb81b612b7d234b86a503ef5497",
+                "b6c6ea8a5354eaf15b3cb7646744f4275b71ea724fed81ceb9323e279d449df9"
+            ]
+        );
+        assert_eq!(out.len(), body.len());
+        assert_eq!(memchr::memmem::find(&out, &large), memchr::memmem::find(&body, &large));
+    }
+    let body = in_pieces(&pieces, Some("x-amz-checksum-crc32c:sOO8/Q=="));
+    for at_a_time in [1, 1000, usize::MAX] {
+        let mut parts = trailing();
+        let plan = inject(&broker, host, &mut parts).await.unwrap();
+        assert_eq!(signature(&parts), "106e2a8a18243abcf37539882f36619c00e2dfc72633413f02d3b74544bfeb8e");
+        let out = carried(plan, &body, at_a_time).unwrap();
+        assert_eq!(
+            signatures(&out),
+            [
+                "b474d8862b1487a5145d686f57f013e54db672cee1c953b3010fb58501ef5aa2",
+                "1c1344b170168f8e65b41376b44b20fe354e373826ccbbe2c1d40a8cae51e5c7",
+                "2ca2aba2005185cf7159c6277faf83795951dd77a3a99e6e65d5c9f85863f992",
+                "d81f82fc3505edab99d459891051a732e8730629a2e4a59689829ca17fe2e435"
+            ]
+        );
+        assert_eq!(out.len(), body.len());
+    }
+    // What is no such body is cut off where it stops being one.
+    let (one, none) = (in_pieces(&[b"abc", b""], None), "0".repeat(64));
+    let text = String::from_utf8(one.clone()).unwrap();
+    for (what, body) in [
+        ("cut", one[..one.len() - 3].to_vec()),
+        ("no end", in_pieces(&[b"abc"], None)),
+        ("nothing", Vec::new()),
+        ("more", [&one[..], b"x"].concat()),
+        ("no piece", b"abc".repeat(200)),
+        ("no signature", text.replacen(";chunk-signature=", ";other=", 1).into_bytes()),
+        ("a short signature", text.replacen(&none, &none[1..], 1).into_bytes()),
+        ("a size that is none", text.replacen("3;", "+3;", 1).into_bytes()),
+        ("another size", text.replacen("3;", "2;", 1).into_bytes()),
+        ("a larger size", text.replacen("3;", "4;", 1).into_bytes()),
+        ("too much at once", text.replacen("3;", "800001;", 1).into_bytes()),
+        ("more than there is", text.replacen("3;", "ffffffffffffffff;", 1).into_bytes()),
+        ("trailers", in_pieces(&[b"abc", b""], Some("a:b"))),
+    ] {
+        let plan = inject(&broker, host, &mut plain()).await.unwrap();
+        let refused = carried(plan, &body, 100).expect_err(what);
+        assert!(matches!(refused, Misuse::Signature { .. } | Misuse::TooLarge { .. }), "{what}: {refused}");
+    }
+    for (what, body) in [
+        ("no trailers", one.clone()),
+        ("no signature of them", in_pieces(&[b""], None)),
+        ("too many", in_pieces(&[b""], Some(&format!("a:{}", "b".repeat(20_000))))),
+        ("no name", in_pieces(&[b""], Some("ab"))),
+    ] {
+        let plan = inject(&broker, host, &mut trailing()).await.unwrap();
+        carried(plan, &body, 100).expect_err(what);
+    }
+    // A placeholder in a piece is one in the wrong place.
+    let secret = placeholder(&broker, "AWS_SECRET_ACCESS_KEY");
+    let plan = inject(&broker, host, &mut plain()).await.unwrap();
+    assert!(carried(plan, &in_pieces(&[secret.as_bytes(), b""], None), 100).unwrap_err().alert());
+}
+
 #[tokio::test]
 async fn what_cannot_be_signed_again_is_refused_with_the_way_out() {
     let (broker, id) = aws(KEYS);
@@ -178,7 +314,8 @@ async fn what_cannot_be_signed_again_is_refused_with_the_way_out() {
     };
     let good = signed(&id, "s3", "host;x-amz-content-sha256;x-amz-date");
     for (what, to, mut parts, code) in [
-        ("each piece signed", s3, with(&good, "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"), "signature_unsupported"),
+        ("pieces by SigV4a", s3, with(&good, "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD"), "signature_unsupported"),
+        ("events", s3, with(&good, "STREAMING-AWS4-HMAC-SHA256-EVENTS"), "signature_unsupported"),
         ("no hash", s3, with(&good, "zz"), "signature_unsupported"),
         ("SigV4a", s3, with(&good.replace("HMAC-SHA256", "ECDSA-P256-SHA256"), EMPTY), "signature_unsupported"),
         ("host not signed", s3, with(&signed(&id, "s3", "x-amz-date"), EMPTY), "signature_unsupported"),

@@ -272,7 +272,7 @@ impl Trail for TestTrail {
         Ok(entries.len() as u64 - 1)
     }
 
-    async fn end(&self, number: u64, outcome: &Outcome) -> Result<(), TrailError> {
+    async fn end(&self, _: &str, number: u64, outcome: &Outcome) -> Result<(), TrailError> {
         tokio::task::yield_now().await;
         let mut entries = self.entries.lock().unwrap();
         let (_, slot) = &mut entries[usize::try_from(number).unwrap()];

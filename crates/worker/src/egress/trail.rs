@@ -6,9 +6,7 @@
 //! the last of them, never the connection that they belong to. Once a write has failed everything waits for the disk, and what
 //! cannot be written does not happen.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -21,8 +19,6 @@ pub(super) struct Kept {
     trail: palisade_audit::Trail,
     /// The number of the next entry. Others than those of earlier processes, as it begins with the time.
     next: AtomicU64,
-    /// Whose the entries are that have not ended.
-    open: Mutex<HashMap<u64, Arc<str>>>,
 }
 
 /// What began.
@@ -45,11 +41,7 @@ impl Kept {
     pub(super) fn new(trail: palisade_audit::Trail, now: SystemTime) -> Kept {
         let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let first = u64::try_from(since.as_micros()).unwrap_or_default();
-        Kept { trail, next: AtomicU64::new(first), open: Mutex::default() }
-    }
-
-    fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<str>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        Kept { trail, next: AtomicU64::new(first) }
     }
 }
 
@@ -71,14 +63,11 @@ impl palisade_egress::Trail for Kept {
         } else {
             self.trail.note("egress.begin", session, begin).await
         };
-        kept.map_err(|why| TrailError(why.to_string()))?;
-        self.open().insert(entry, what.session.as_str().into());
-        Ok(entry)
+        kept.map(|()| entry).map_err(|why| TrailError(why.to_string()))
     }
 
-    async fn end(&self, entry: u64, outcome: &Outcome) -> Result<(), TrailError> {
-        let session = self.open().remove(&entry);
-        let noted = self.trail.note("egress.end", session.as_deref(), End { entry, outcome }).await;
+    async fn end(&self, session: &str, entry: u64, outcome: &Outcome) -> Result<(), TrailError> {
+        let noted = self.trail.note("egress.end", Some(session), End { entry, outcome }).await;
         noted.map_err(|why| TrailError(why.to_string()))
     }
 }

@@ -69,7 +69,7 @@ impl Trail for Nowhere {
         Ok(self.0.fetch_add(1, Relaxed))
     }
 
-    async fn end(&self, _: u64, _: &Ended) -> Result<(), TrailError> {
+    async fn end(&self, _: &str, _: u64, _: &Ended) -> Result<(), TrailError> {
         Ok(())
     }
 }

@@ -188,7 +188,7 @@ impl Trail for Memory {
         Ok(entries.len() as u64 - 1)
     }
 
-    async fn end(&self, number: u64, outcome: &Outcome) -> std::result::Result<(), TrailError> {
+    async fn end(&self, _: &str, number: u64, outcome: &Outcome) -> std::result::Result<(), TrailError> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = usize::try_from(number).ok().and_then(|number| entries.get_mut(number));
         let (_, slot) = slot.ok_or_else(|| TrailError(format!("there is no entry {number}")))?;
