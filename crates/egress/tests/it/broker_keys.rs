@@ -17,7 +17,7 @@ use rustls_pki_types::pem::PemObject as _;
 use super::broker::{Source, authority, credential, mint, placeholder, request};
 
 /// The keys of AWS's own examples.
-const KEYS: &str =
+pub(crate) const KEYS: &str =
     r#"{"access_key_id":"AKIAIOSFODNN7EXAMPLE","secret_access_key":"wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"}"#;
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -34,7 +34,7 @@ async fn inject(broker: &Broker, to: &str, parts: &mut Parts) -> Result<BodyPlan
     broker.inject(parts, Wire::Https, &authority(to)).await.map(|injection| injection.body)
 }
 
-fn signed(id: &str, service: &str, names: &str) -> String {
+pub(crate) fn signed(id: &str, service: &str, names: &str) -> String {
     format!(
         "AWS4-HMAC-SHA256 Credential={id}/20130524/us-east-1/{service}/aws4_request, SignedHeaders={names}, Signature=00"
     )
@@ -164,7 +164,7 @@ async fn a_signature_that_covers_the_body_waits_for_it_and_a_session_token_goes_
 }
 
 /// A body in pieces as a client signs it, with signatures that are none.
-fn in_pieces(pieces: &[&[u8]], trailer: Option<&str>) -> Vec<u8> {
+pub(crate) fn in_pieces(pieces: &[&[u8]], trailer: Option<&str>) -> Vec<u8> {
     let none = "0".repeat(64);
     let mut body = Vec::new();
     for piece in pieces {

@@ -11,6 +11,9 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
+use palisade_egress::broker::Kind;
+
+use crate::broker_keys::{KEYS, in_pieces, signed};
 use crate::proxy_world::*;
 
 const BOTH: &[&str] = &["h2", "http/1.1"];
@@ -337,6 +340,54 @@ async fn credentials_go_in_and_do_not_come_back() {
     drop(sender);
     let last = world.close().await.all().pop().unwrap().0;
     assert_eq!((last.alert, last.allowed, last.reason), (true, false, Some("credential_misused")));
+}
+
+#[tokio::test]
+async fn bodies_in_signed_pieces_keep_their_length_and_break_off_where_they_are_none() {
+    let ca = TestCa::new();
+    let upstream = Upstream::start(Some(ca.serve(&["api.test"], 9, BOTH))).await;
+    let port = upstream.address.port();
+    let mut keys = credential("vcrd_aws", "", &["api.test"], KEYS);
+    keys.kind = Kind::AwsKeys;
+    let mut setup = Setup::new(ca, intercepting(port));
+    setup.credentials = vec![keys];
+    let world = setup.serve();
+    let id = world.environment["AWS_ACCESS_KEY_ID"].clone();
+    let body = in_pieces(&[&[b'x'; 100_000], b"more", b""], None);
+    for whole in [true, false] {
+        let before = upstream.requests().len();
+        let request = Request::put("/bucket/object")
+            .header("authorization", signed(&id, "s3", "content-length;host;x-amz-content-sha256;x-amz-date"))
+            .header("x-amz-content-sha256", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD")
+            .header("x-amz-date", "20130524T000000Z")
+            .header("content-length", body.len());
+        let mut sent = body.clone();
+        if !whole {
+            // The second piece is no piece.
+            let at = memchr::memmem::rfind(&sent, b"4;chunk").unwrap();
+            sent[at] = b'g';
+        }
+        // In pieces that are not those that are signed.
+        let frames: Vec<_> = sent.chunks(1000).map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece)))).collect();
+        let sent = BodyExt::boxed(StreamBody::new(futures::stream::iter(frames)));
+        let mut sender = one(world.secure("api.test", port, ONE).await).await;
+        let request = request.header("host", format!("api.test:{port}"));
+        let (parts, answer) = ask(&mut sender, request, sent).await;
+        if !whole {
+            assert_eq!((parts.status.as_u16(), reason(&parts, &answer).as_str()), (403, "signature_unsupported"));
+            assert_eq!(upstream.requests().len(), before);
+            continue;
+        }
+        assert_eq!(parts.status.as_u16(), 200);
+        let (_, headers, arrived) = upstream.requests().pop().unwrap();
+        assert_eq!(headers["content-length"], body.len().to_string().as_str());
+        assert!(headers["authorization"].to_str().unwrap().contains("Credential=AKIAIOSFODNN7EXAMPLE/"));
+        assert_eq!(arrived.len(), body.len());
+        let none = "0".repeat(64);
+        assert!(memchr::memmem::find(&arrived, none.as_bytes()).is_none());
+        assert!(memchr::memmem::find(&arrived, &[b'x'; 100_000]).is_some());
+    }
+    world.close().await;
 }
 
 #[tokio::test]
