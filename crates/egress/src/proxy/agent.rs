@@ -129,12 +129,12 @@ fn unusable(key: &SshKey, why: SshKeyError) -> Fault {
 
 async fn signature(shared: &Arc<Shared>, bound: &Bound, wanted: &Sign<'_>) -> Vec<u8> {
     let (asked, fault) = match decide(shared, bound, wanted).await {
-        Ok((key, proof, user, value)) => {
+        Ok(Login { key, proof, user, algorithm, value }) => {
             let asked = Asked::signature(format!("{user}@{}", proof.to));
             let entry = asked.allowed(&shared.id, &proof.rule, None, vec![key.reference.clone()]);
             // Kept before it is made. Without a trail nothing is signed.
             let Ok(mut open) = shared.begin(entry).await else { return answer::failure() };
-            return match sign(&value, wanted.data) {
+            return match sign(&value, &algorithm, wanted.data) {
                 Ok(signature) => {
                     open.outcome.error = None;
                     answer::signature(&signature)
@@ -152,12 +152,20 @@ async fn signature(shared: &Arc<Shared>, bound: &Bound, wanted: &Sign<'_>) -> Ve
     answer::failure()
 }
 
-/// The key to sign with, the connection that it is for, and who logs in there.
-async fn decide<'a>(
-    shared: &'a Shared,
-    bound: &Bound,
-    wanted: &Sign<'_>,
-) -> Result<(&'a SshKey, Arc<Proof>, String, Arc<Secret>), (Asked, Fault)> {
+/// What is signed.
+struct Login<'a> {
+    key: &'a SshKey,
+    /// The connection that it is for.
+    proof: Arc<Proof>,
+    /// Who logs in there.
+    user: String,
+    /// How it is to be signed.
+    algorithm: Vec<u8>,
+    value: Arc<Secret>,
+}
+
+/// What is to be signed, if anything.
+async fn decide<'a>(shared: &'a Shared, bound: &Bound, wanted: &Sign<'_>) -> Result<Login<'a>, (Asked, Fault)> {
     let loose = |message: &str| (Asked::signature("unknown"), Fault::refused(Reason::SshNotBound, message));
     let (proof, session) = match bound {
         Bound::To { proof, session } => match proof.upgrade() {
@@ -195,7 +203,7 @@ async fn decide<'a>(
         }) {
             Ok((public, value)) if public == wanted.key => {
                 let user = String::from_utf8_lossy(login.user).into_owned();
-                return Ok((key, proof, user, value));
+                return Ok(Login { key, proof, user, algorithm: login.algorithm.to_vec(), value });
             }
             Ok(_) => {}
             Err(fault) => later = Some(fault),

@@ -12,6 +12,7 @@ mod key;
 mod live;
 mod opening;
 mod request;
+mod rsa;
 mod wire;
 
 pub use key::{HostKey, SshKey, SshKeyError};

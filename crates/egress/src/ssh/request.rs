@@ -56,7 +56,7 @@ impl<'a> Request<'a> {
             REQUEST_IDENTITIES => Request::Identities,
             SIGN_REQUEST => {
                 let sign = Sign { key: reader.string()?, data: reader.string()? };
-                // Which hash RSA is to be used with: no other key has a choice.
+                // Which hash RSA is to be used with: what is to be signed names it, too.
                 reader.number()?;
                 Request::Sign(sign)
             }
@@ -78,6 +78,8 @@ impl<'a> Request<'a> {
 pub(crate) struct Authentication<'a> {
     pub(crate) session: &'a [u8],
     pub(crate) user: &'a [u8],
+    /// How it is signed, which names the hash where there is a choice.
+    pub(crate) algorithm: &'a [u8],
     pub(crate) key: &'a [u8],
     /// The host's key, where the client says it (`publickey-hostbound-v00@openssh.com`).
     pub(crate) host_key: Option<&'a [u8]>,
@@ -91,8 +93,7 @@ impl<'a> Authentication<'a> {
         let session = reader.string()?;
         let (request, user, service) = (reader.byte()?, reader.string()?, reader.string()?);
         let (method, signed) = (reader.string()?, reader.byte()?);
-        // The algorithm is that of the key.
-        let (_, key) = (reader.string()?, reader.string()?);
+        let (algorithm, key) = (reader.string()?, reader.string()?);
         let host_key = match method {
             b"publickey" => None,
             b"publickey-hostbound-v00@openssh.com" => Some(reader.string()?),
@@ -102,6 +103,7 @@ impl<'a> Authentication<'a> {
         (request == REQUEST && service == b"ssh-connection" && signed == 1).then_some(Authentication {
             session,
             user,
+            algorithm,
             key,
             host_key,
         })
@@ -201,8 +203,8 @@ mod tests {
         let plain = data(50, connection, b"publickey", 1, &[]);
         let read = Authentication::read(&plain).unwrap();
         assert_eq!(
-            (read.session, read.user, read.key, read.host_key),
-            (&b"session"[..], &b"git"[..], &b"key"[..], None)
+            (read.session, read.user, read.algorithm, read.key, read.host_key),
+            (&b"session"[..], &b"git"[..], &b"ssh-ed25519"[..], &b"key"[..], None)
         );
         let said = data(50, connection, bound, 1, &[b"host"]);
         assert_eq!(Authentication::read(&said).unwrap().host_key, Some(&b"host"[..]));

@@ -116,7 +116,7 @@ async fn the_agent_logs_in_where_its_key_is_for_and_nowhere_else() {
     if !can_serve() {
         return;
     }
-    for kind in ["ed25519", "ecdsa"] {
+    for kind in ["ed25519", "ecdsa", "rsa"] {
         let world = World::new().await;
         let public = key_in_source(&world, kind);
         let (sshd, other) = (Sshd::start(&public, kind).await, Sshd::start(&public, kind).await);
