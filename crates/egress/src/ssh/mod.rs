@@ -20,3 +20,37 @@ pub(crate) use key::{Signed, public_key, sign};
 pub(crate) use live::{Live, Proof};
 pub(crate) use opening::{Opening, Shown};
 pub(crate) use request::{Authentication, Bind, Request, Sign, answer};
+
+/// What strangers say, for `fuzz/`.
+#[cfg(fuzzing)]
+pub mod fuzzed {
+    use super::{Authentication, Opening, Request, Signed as _};
+
+    /// What an agent is asked, and what is then signed.
+    pub fn asked(message: &[u8]) {
+        match Request::read(message) {
+            Request::Sign(sign) => {
+                if let Some(login) = Authentication::read(sign.data) {
+                    assert!(login.session.len() + login.user.len() + login.key.len() < message.len());
+                }
+            }
+            Request::Bind(bind) => assert!(!bind.is_signed() || bind.signature.len() > 64),
+            Request::Identities | Request::Other => {}
+        }
+    }
+
+    /// What a host says, at once and in pieces: what it has shown is the same.
+    pub fn opening(said: &[u8], piece: usize) {
+        let (mut whole, mut cut) = (Opening::default(), Opening::default());
+        let at_once = whole.take(said);
+        let mut shown = None;
+        for piece in said.chunks(piece.max(1)) {
+            shown = shown.or(cut.take(piece));
+        }
+        // In pieces it can be understood before it is too much.
+        assert!(at_once.is_none() || at_once == shown);
+        if let Some(shown) = shown {
+            assert!(shown.key.len() + shown.signature.len() < said.len());
+        }
+    }
+}
