@@ -2,6 +2,9 @@
 
 use crate::rig::Rig;
 
+/// An agent with all tools.
+const AGENT: &str = "name: a\nmodel: scripted\ntools:\n- type: agent_toolset_20260401\n  default_config: {permission_policy: {type: always_allow}}\n";
+
 /// Waits until a session has nothing to do; its worker keeps it for a while.
 fn turn_ends(rig: &Rig, session: &str) {
     // It is idle also while a call waits for its worker.
@@ -18,11 +21,7 @@ fn turn_ends(rig: &Rig, session: &str) {
 fn a_session_is_checkpointed_brought_back_forked_and_paused() {
     let rig = Rig::new();
     let up = rig.start(&["up", "--max-idle", "600"]);
-    std::fs::write(
-        rig.path("agent.yaml"),
-        "name: a\nmodel: scripted\ntools:\n- type: agent_toolset_20260401\n  default_config: {permission_policy: {type: always_allow}}\n",
-    )
-    .unwrap();
+    std::fs::write(rig.path("agent.yaml"), AGENT).unwrap();
     let agent = rig.object(&["agents", "create", "--file", "agent.yaml"])["id"].as_str().unwrap().to_owned();
     let environment = rig.object(&["environments", "list"])["id"].as_str().unwrap().to_owned();
     let made = ["sessions", "create", "--agent", &agent, "--environment", &environment, "--prompt", "work"];
@@ -96,5 +95,55 @@ fn a_worker_says_what_it_cannot_do() {
         let output = rig.run(args);
         assert!(!output.status.success(), "{args:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(why), "{output:?}");
+    }
+}
+
+/// As an operator has it: in a state directory that is closed to others, made under a strict mask.
+#[test]
+fn a_strict_mask_keeps_no_runtime_from_serving_and_gvisor_keeps_processes_on_disk() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not run: the oci driver needs root");
+        return;
+    }
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    for runtime in ["native", "runc", "crun", "runsc"] {
+        let native = runtime == "native";
+        if !native && std::process::Command::new(runtime).arg("--version").output().is_err() {
+            assert!(std::env::var_os("CI").is_none(), "{runtime} is not installed");
+            println!("not run: {runtime} is not installed");
+            continue;
+        }
+        let rig = Rig::new();
+        let driver: &[&str] = if native { &[] } else { &["--driver", "oci", "--runtime", runtime] };
+        let up = rig.start(&[&["up", "--max-idle", "600"], driver].concat());
+        std::fs::write(rig.path("agent.yaml"), AGENT).unwrap();
+        let agent = rig.object(&["agents", "create", "--file", "agent.yaml"])["id"].as_str().unwrap().to_owned();
+        let environment = rig.object(&["environments", "list"])["id"].as_str().unwrap().to_owned();
+        let made = ["sessions", "create", "--agent", &agent, "--environment", &environment, "--prompt", "work"];
+        let session = rig.object(&made)["id"].as_str().unwrap().to_owned();
+        turn_ends(&rig, &session);
+        let first = rig.run(&["exec", "--start", &session, "--", "true"]);
+        if !first.status.success() {
+            panic!("{runtime}: {first:?}\n{}", up.end().2);
+        }
+        let inside = |script: &str| rig.text(&["exec", "--start", &session, "--", "sh", "-c", script]);
+        assert_eq!(
+            inside("umask; cat /etc/passwd | grep -c ^agent; touch /tmp/a ~/a /dev/shm/a && echo made"),
+            "0022\n1\nmade\n"
+        );
+        assert_eq!(
+            inside("id -u; echo one > file; sh -c 'echo $$ > job; exec sleep 1000' >&- 2>&- & sleep 0.5; cat file"),
+            "1000\none\n"
+        );
+        let slept = rig.object(&["pause", "--to-disk", &session]);
+        assert_eq!(slept["processes_kept"], runtime == "runsc", "{slept}");
+        let refused = rig.run(&["exec", "--start", &session, "--", "true"]);
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("is paused"), "{refused:?}");
+        assert!(rig.text(&["ps"]).contains("on disk"));
+        assert_eq!(rig.object(&["resume", &session])["processes_kept"], true);
+        let alive = inside("cat file; kill -0 $(cat job) 2>/dev/null && echo alive || echo gone");
+        assert_eq!(alive, if runtime == "runsc" { "one\nalive\n" } else { "one\ngone\n" }, "{runtime}");
+        let (well, _, log) = up.end();
+        assert!(well, "{log}");
     }
 }

@@ -9,6 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use palisade_cell::Source;
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use serde_json::{Value, json};
 
 use super::config::{self, Mount};
@@ -65,6 +67,8 @@ impl Bundle {
         imitated: bool,
     ) -> Result<Bundle, Error> {
         DirBuilder::new().mode(0o711).create(&path).map_err(wrong(&path))?;
+        // Whatever the worker's mask is.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o711)).map_err(wrong(&path))?;
         let mut bundle = Bundle { path, outer: Vec::new(), imitated, root: identity.root() };
         match bundle.fill(spec, identity, cell) {
             Ok(()) => Ok(bundle),
@@ -202,6 +206,15 @@ impl Bundle {
         Ok(())
     }
 
+    /// Shows a directory to the runtime, wherever it is; returns where the runtime finds it.
+    pub(super) fn show(&mut self, name: &str, directory: &Path) -> Result<PathBuf, Error> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = open_tree(CWD, directory, flags).map_err(|why| wrong(directory)(why.into()))?;
+        let at = self.directory(name)?;
+        self.attach(tree, &at)?;
+        Ok(at)
+    }
+
     fn attach(&mut self, tree: OwnedFd, at: &Path) -> Result<(), Error> {
         self.outer.push(Outer::Attach { tree, target: text(at)? });
         Ok(())
@@ -317,7 +330,8 @@ fn write_files(top: &Path, owner: &Owner, files: &[(String, String)]) -> Result<
     Ok(())
 }
 
-/// The host's number for root inside, whose the sandbox's own root is: the runtime may then mount on it.
+/// The host's number for root inside, whose the sandbox's own root is: the runtime may then mount on it. What is made is open to
+/// the user inside, whatever the worker's mask is.
 struct Owner(u32);
 
 impl Owner {
@@ -327,7 +341,7 @@ impl Owner {
         for part in name.split('/').filter(|part| !part.is_empty()) {
             at.push(part);
             match fs::create_dir(&at) {
-                Ok(()) => self.give(&at)?,
+                Ok(()) => self.give(&at, 0o755)?,
                 Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(cause) => return Err(wrong(&at)(cause)),
             }
@@ -341,11 +355,12 @@ impl Owner {
         let at = top.join(name.trim_start_matches('/'));
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(&at);
         file.map_err(wrong(&at))?;
-        self.give(&at)
+        self.give(&at, 0o644)
     }
 
-    fn give(&self, path: &Path) -> Result<(), Error> {
-        chown(path, Some(self.0), Some(self.0)).map_err(wrong(path))
+    fn give(&self, path: &Path, mode: u32) -> Result<(), Error> {
+        let open = fs::set_permissions(path, fs::Permissions::from_mode(mode));
+        open.and_then(|()| chown(path, Some(self.0), Some(self.0))).map_err(wrong(path))
     }
 }
 

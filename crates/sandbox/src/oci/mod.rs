@@ -333,11 +333,14 @@ impl Container {
         }
         let imitated = runtime.kind == Kind::Gvisor;
         let written = Bundle::write(scratch.path().join(&id), spec, &identity, &scratch.cell(), imitated);
-        let made = written.and_then(|mut bundle| match runtime.run(&id, &mut bundle, &cgroups, image) {
-            Ok(child) => Ok((bundle, child)),
-            Err(why) => {
-                bundle.remove();
-                Err(why)
+        let made = written.and_then(|mut bundle| {
+            let image = image.map(|image| bundle.show("image", image)).transpose();
+            match image.and_then(|image| runtime.run(&id, &mut bundle, &cgroups, image.as_deref())) {
+                Ok(child) => Ok((bundle, child)),
+                Err(why) => {
+                    bundle.remove();
+                    Err(why)
+                }
             }
         });
         let (bundle, mut child) = match made {

@@ -4,6 +4,7 @@ use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -12,7 +13,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, move_mount};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::bundle::{Bundle, Outer};
 use crate::Error;
@@ -136,11 +137,12 @@ impl Runtime {
         let outer = std::mem::take(&mut bundle.outer);
         let places = crate::disk::sized_places();
         let disks: Vec<_> = places.iter().filter_map(|at| CString::new(at.as_os_str().as_bytes()).ok()).collect();
+        let way = Way::to(&self.state)?;
         let enter = move || {
             for door in &doors {
                 rustix::io::write(door, b"0")?;
             }
-            outside(&outer, &disks)
+            outside(way.as_ref(), &outer, &disks)
         };
         // SAFETY: system calls on what was prepared before; nothing is allocated and no lock is taken.
         unsafe { command.pre_exec(enter) };
@@ -227,10 +229,61 @@ fn hybrid() -> bool {
     })
 }
 
+/// A way to the driver's directory for a runtime that looks for it as the sandbox's user, where others may not pass. State
+/// directories are closed to them.
+#[derive(Debug)]
+struct Way {
+    /// The first directory that is closed: in the runtime's own mounts something open lies on it.
+    closed: CString,
+    /// Those that are made on that, one below the other. The last is the driver's.
+    below: Vec<CString>,
+}
+
+impl Way {
+    /// To the directory that this one is in. None where everybody can pass.
+    fn to(state: &Path) -> Result<Option<Way>, Error> {
+        let wrong = |path: &Path, cause: io::Error| Error::Scratch { path: path.to_owned(), cause };
+        let text = |path: &Path| {
+            CString::new(path.as_os_str().as_bytes()).map_err(|_| wrong(path, io::ErrorKind::InvalidInput.into()))
+        };
+        let mut from_the_root: Vec<&Path> = state.ancestors().skip(1).collect();
+        from_the_root.reverse();
+        for (at, path) in from_the_root.iter().enumerate() {
+            let mode = fs::metadata(path).map_err(|cause| wrong(path, cause))?.mode();
+            if mode & 0o001 == 0 {
+                let below = from_the_root[at + 1..].iter().map(|path| text(path)).collect::<Result<_, _>>()?;
+                return Ok(Some(Way { closed: text(path)?, below }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Lays it, in the mount namespace of the caller.
+    fn open(&self) -> io::Result<()> {
+        let Some(driver) = self.below.last() else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let tree = open_tree(CWD, driver.as_c_str(), flags)?;
+        let (kind, locked) = (c"tmpfs".as_ptr(), libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC);
+        let options = c"mode=711,size=64k,nr_inodes=64".as_ptr().cast();
+        // SAFETY: all pointers are to C strings that live through the call.
+        check(unsafe { libc::mount(kind, self.closed.as_ptr(), kind, locked, options) }.into())?;
+        for directory in &self.below {
+            // Whatever the worker's mask is.
+            // SAFETY: the path is a C string.
+            check(unsafe { libc::mkdir(directory.as_ptr(), 0o711) }.into())?;
+            // SAFETY: the path is a C string.
+            check(unsafe { libc::chmod(directory.as_ptr(), 0o711) }.into())?;
+        }
+        move_mount(&tree, c"", CWD, driver.as_c_str(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        Ok(())
+    }
+}
+
 /// Makes the mounts that nobody else is to see, in a mount namespace of the caller's own. What it needs of sessions' disks it has
 /// mounts of; those that everybody sees go when they are closed, and not only with this container.
-fn outside(mounts: &[Outer], disks: &[CString]) -> io::Result<()> {
+fn outside(way: Option<&Way>, mounts: &[Outer], disks: &[CString]) -> io::Result<()> {
     private()?;
+    way.map_or(Ok(()), Way::open)?;
     for disk in disks {
         // One that is gone already is what is wanted.
         // SAFETY: the path is a C string.

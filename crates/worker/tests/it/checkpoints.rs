@@ -280,10 +280,12 @@ async fn sessions_start_from_a_checkpoint_and_share_what_it_holds() {
 /// gVisor's sandboxes, whose processes can be written to disk.
 #[expect(clippy::print_stdout, reason = "a test that is not run says why")]
 fn gvisor(rig: &Rig) -> Option<Options> {
+    // Where the command line has it, in a directory that is closed to others.
+    std::fs::set_permissions(rig.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let options = OciOptions {
         runtime: "runsc".into(),
         arguments: vec!["--platform=ptrace".to_owned()],
-        scratch: Some(rig.dir.path().join("scratch")),
+        scratch: Some(rig.dir.path().join("state/containers")),
     };
     match Oci::new(options) {
         Ok(driver) => Some(Options { driver: Arc::new(driver), ..self::options(rig, Checkpoints::default()) }),
