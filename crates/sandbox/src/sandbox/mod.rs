@@ -227,6 +227,10 @@ impl Sandbox {
             let early = self.link.send_then(&stood, &[], || told = true);
             let _ = tokio::time::timeout(AHEAD, early).await;
         }
+        if told {
+            // Should it not go on now, what was told is not told again.
+            self.still.send_replace(Some(Instant::now()));
+        }
         body.thaw().await?;
         self.still.send_replace(None);
         if ms > 0 && !told { self.link.send(&stood, &[]).await } else { Ok(()) }

@@ -33,6 +33,8 @@ fn subject(runtime: &str, enforces: &'static [Facility]) -> Option<Subject> {
         return None;
     }
     let keep = tempfile::tempdir().unwrap();
+    // As the worker's state directory is.
+    fs::set_permissions(keep.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let scratch = std::env::var_os(SCRATCH).map_or_else(|| keep.path().join("scratch"), Into::into);
     let image = keep.path().join("image");
     root::build(&image);
