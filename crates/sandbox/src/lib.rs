@@ -40,7 +40,7 @@ pub use registry::{DRIVERS, DriverOptions, driver};
 pub use remove::{Temporary, remove_tree};
 pub use sandbox::{
     CommandUsage, Connection, Exec, ExecRequest, ExitStatus, Input, Output, Sandbox, ToolCall, ToolOutput, ToolUsage,
-    Woken,
+    Woken, within,
 };
 pub use spec::{Capabilities, Facility, Given, Limits, MemoryMount, Report, Rootfs, Spec, Status, Usage, Workspace};
 

@@ -17,16 +17,22 @@ fn turn_ends(rig: &Rig, session: &str) {
     }
 }
 
-#[test]
-fn a_session_is_checkpointed_brought_back_forked_and_paused() {
-    let rig = Rig::new();
-    let up = rig.start(&["up", "--max-idle", "600"]);
+/// A session that has had its turn.
+fn working(rig: &Rig) -> String {
     std::fs::write(rig.path("agent.yaml"), AGENT).unwrap();
     let agent = rig.object(&["agents", "create", "--file", "agent.yaml"])["id"].as_str().unwrap().to_owned();
     let environment = rig.object(&["environments", "list"])["id"].as_str().unwrap().to_owned();
     let made = ["sessions", "create", "--agent", &agent, "--environment", &environment, "--prompt", "work"];
     let session = rig.object(&made)["id"].as_str().unwrap().to_owned();
-    turn_ends(&rig, &session);
+    turn_ends(rig, &session);
+    session
+}
+
+#[test]
+fn a_session_is_checkpointed_brought_back_forked_and_paused() {
+    let rig = Rig::new();
+    let up = rig.start(&["up", "--max-idle", "600"]);
+    let session = working(&rig);
     let inside = |script: &str| rig.text(&["exec", &session, "--", "sh", "-c", script]);
 
     inside("echo one > file; mkdir d; ln -s file link");
@@ -116,12 +122,7 @@ fn a_strict_mask_keeps_no_runtime_from_serving_and_gvisor_keeps_processes_on_dis
         let rig = Rig::new();
         let driver: &[&str] = if native { &[] } else { &["--driver", "oci", "--runtime", runtime] };
         let up = rig.start(&[&["up", "--max-idle", "600"], driver].concat());
-        std::fs::write(rig.path("agent.yaml"), AGENT).unwrap();
-        let agent = rig.object(&["agents", "create", "--file", "agent.yaml"])["id"].as_str().unwrap().to_owned();
-        let environment = rig.object(&["environments", "list"])["id"].as_str().unwrap().to_owned();
-        let made = ["sessions", "create", "--agent", &agent, "--environment", &environment, "--prompt", "work"];
-        let session = rig.object(&made)["id"].as_str().unwrap().to_owned();
-        turn_ends(&rig, &session);
+        let session = working(&rig);
         let first = rig.run(&["exec", "--start", &session, "--", "true"]);
         if !first.status.success() {
             panic!("{runtime}: {first:?}\n{}", up.end().2);

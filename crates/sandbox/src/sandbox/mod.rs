@@ -2,10 +2,10 @@
 
 mod exec;
 mod link;
+mod patience;
 
 use std::fmt;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use tokio::sync::{OwnedMutexGuard, RwLock, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use exec::{CommandUsage, Connection, Exec, ExecRequest, ExitStatus, Input, Output};
+pub use patience::within;
 
 use crate::{Error, Report, Usage};
 pub(crate) use link::Told;
@@ -300,26 +301,6 @@ impl Sandbox {
         self.listener.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits no longer than the limit, without the time in which everything stands still.
-    async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-        let mut still = self.still.subscribe();
-        let mut work = pin!(work);
-        let mut left = limit;
-        loop {
-            let began = Instant::now();
-            let stands = still.borrow_and_update().is_some();
-            tokio::select! {
-                done = &mut work => return Some(done),
-                () = tokio::time::sleep(left), if !stands => return None,
-                // The sender lives as long as this does.
-                _ = still.changed() => {}
-            }
-            if !stands {
-                left = left.saturating_sub(began.elapsed());
-            }
-        }
-    }
-
     /// What all processes of the sandbox have used so far.
     ///
     /// # Errors
@@ -340,7 +321,8 @@ impl Sandbox {
         let _guard = Guard { link: &self.link, id };
         let timeout_ms = u64::try_from(call.timeout.as_millis()).unwrap_or(u64::MAX);
         self.link.send(&Request::Tool { id, name: call.name, input: call.input, timeout_ms }, &[]).await?;
-        let said = self.within(call.timeout.saturating_add(GRACE), answer).await;
+        let limit = call.timeout.saturating_add(GRACE);
+        let said = within(limit, self.still.subscribe(), Option::is_some, answer).await;
         let said = said.ok_or(Error::Timeout(call.timeout.as_secs()))?.map_err(|_| Error::Ended)?;
         let usage = ToolUsage { wall: began.elapsed(), cpu: said.cpu_us.map(Duration::from_micros) };
         Ok(ToolOutput { content: said.content, is_error: said.is_error, usage })

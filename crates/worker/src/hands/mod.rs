@@ -5,13 +5,12 @@ mod transaction;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use palisade_checkpoint::{Id, Layer, Store};
-use palisade_sandbox::{Driver, Sandbox, Spec, ToolCall, ToolOutput, Workspace};
+use palisade_sandbox::{Driver, Sandbox, Spec, ToolCall, ToolOutput, Workspace, within};
 use tokio::sync::{Mutex, watch};
 
 use crate::egress::{Led, Told, Way};
@@ -277,22 +276,7 @@ impl Hands {
 
     /// Waits no longer than the limit, without the time in which the session is paused.
     pub(crate) async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-        let mut paused = self.paused.subscribe();
-        let mut work = pin!(work);
-        let mut left = limit;
-        loop {
-            let began = Instant::now();
-            let stands = *paused.borrow_and_update();
-            tokio::select! {
-                done = &mut work => return Some(done),
-                () = tokio::time::sleep(left), if !stands => return None,
-                // The sender lives as long as this does.
-                _ = paused.changed() => {}
-            }
-            if !stands {
-                left = left.saturating_sub(began.elapsed());
-            }
-        }
+        within(limit, self.paused.subscribe(), |paused| *paused, work).await
     }
 
     /// Runs one tool. `Err` is the text of an error result.
