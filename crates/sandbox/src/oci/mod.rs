@@ -11,16 +11,16 @@ mod runtime;
 mod seccomp;
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use palisade_cell::VERSION;
 use palisade_cell::egress::Sockets;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -242,9 +242,8 @@ type Started = (Woken, Option<Sockets>);
 /// What is written beside a container's processes.
 #[derive(Debug, Serialize, Deserialize)]
 struct Asleep {
-    /// The version of the cell's protocol: the cell among the processes has this one.
-    cell: u32,
-    runtime: String,
+    /// Of which program the cell among the processes is: [`program`].
+    cell: u64,
     /// What the runtime says of its version.
     version: String,
     up: Up,
@@ -265,14 +264,24 @@ impl Asleep {
         if runtime.kind != Kind::Gvisor {
             return Err(wrong(format!("they are gVisor's, and this driver's runtime is {}", runtime.name)));
         }
-        if asleep.cell != VERSION || asleep.version != runtime.version {
-            return Err(wrong(format!(
-                "they were written with {} and version {} of the cell; here are {} and {VERSION}",
-                asleep.version, asleep.cell, runtime.version
-            )));
+        if asleep.version != runtime.version {
+            return Err(wrong(format!("they were written with {}, and here is {}", asleep.version, runtime.version)));
+        }
+        if asleep.cell != program() {
+            return Err(wrong("they were written by another version of palisade".to_owned()));
         }
         Ok(asleep)
     }
+}
+
+/// What tells one cell's program from another: a process that is woken must find the one that it was.
+fn program() -> u64 {
+    static PROGRAM: OnceLock<u64> = OnceLock::new();
+    *PROGRAM.get_or_init(|| {
+        let mut hasher = DefaultHasher::new();
+        native::CELL.hash(&mut hasher);
+        hasher.finish()
+    })
 }
 
 /// Removes the containers of a process that is gone; says whether all of them are. Their cells have ended with it, unless they
@@ -489,8 +498,7 @@ impl Body for Container {
                 let path = path.to_owned();
                 move |cause| Error::Scratch { path, cause }
             };
-            let (name, version) = (runtime.name.clone(), runtime.version.clone());
-            let asleep = Asleep { cell: VERSION, runtime: name, version, up, told };
+            let asleep = Asleep { cell: program(), version: runtime.version.clone(), up, told };
             let (image, note) = (to.join(IMAGE), to.join(ASLEEP));
             fs::write(&note, serde_json::to_vec(&asleep).unwrap_or_default()).map_err(wrong(&note))?;
             fs::create_dir(&image).map_err(wrong(&image))?;

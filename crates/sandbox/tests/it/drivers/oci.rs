@@ -371,7 +371,7 @@ async fn what_cannot_sleep_or_wake_is_refused() {
     }
     for (text, wanted) in [
         ("{", "asleep.json: EOF"),
-        (&*written.replace("\"cell\":", "\"cell\":1"), "version 1"),
+        (&*written.replace("\"cell\":", "\"cell\":1,\"was\":"), "another version of palisade"),
         (&*written.replace("runsc version", "runsc version other"), "written with runsc version other"),
     ] {
         fs::write(&note, text).unwrap();
