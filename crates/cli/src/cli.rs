@@ -132,7 +132,7 @@ pub(crate) struct Connection {
 }
 
 /// Where the server keeps everything.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct StateDir {
     /// The server's state directory [default: ~/.local/state/palisade].
     #[arg(long, value_name = "DIR", env = "PALISADE_STATE_DIR")]
@@ -140,6 +140,11 @@ pub(crate) struct StateDir {
 }
 
 impl StateDir {
+    /// The one that the environment names, for commands that have an option of this name for another.
+    pub(crate) fn of_environment() -> StateDir {
+        StateDir { state_dir: std::env::var_os("PALISADE_STATE_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from) }
+    }
+
     /// The directory that is meant; it need not exist.
     pub(crate) fn path(&self) -> Outcome<PathBuf> {
         if let Some(path) = &self.state_dir {

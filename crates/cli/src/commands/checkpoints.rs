@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -295,7 +296,8 @@ fn diff(
 fn export(store: &Store, text: &str, path: &Path, format: ArchiveFormat, out: Output) -> Outcome<()> {
     let what = || format!("cannot export to {}", path.display());
     let id = find(store, text)?.id;
-    let file = File::create_new(path).context(what())?;
+    // What is in a workspace is nobody else's.
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path).context(what())?;
     let format = match format {
         ArchiveFormat::Own => Format::Own,
         ArchiveFormat::Oci => Format::OciLayer,

@@ -148,8 +148,8 @@ pub(crate) async fn resume(args: &ResumeArgs, out: Output) -> Outcome {
     let done = args.worker.client()?.resume(&args.session).await;
     let done = done.map_err(|why| failed("the session cannot be resumed", &why))?;
     let said = match done.processes_kept {
-        true => format!("{} goes on", args.session),
-        false => format!("{} goes on without its processes: the worker's log says why", args.session),
+        Some(true) | None => format!("{} goes on", args.session),
+        Some(false) => format!("{} goes on without its processes: the worker's log says why", args.session),
     };
     let body = json!({"type": "resumed", "session": args.session, "processes_kept": done.processes_kept});
     out.either(&body, said);

@@ -58,6 +58,9 @@ pub(crate) async fn run(args: &SshArgs) -> Outcome {
         .args(["-o", "GlobalKnownHostsFile=none", "-o", "StrictHostKeyChecking=yes", "-o", "IdentitiesOnly=yes"])
         .args(["-o", "PreferredAuthentications=publickey"])
         .args(options)
+        // The key alone would be refused, after a second. OpenSSH before 8.5 calls this otherwise, and tries it.
+        .args(["-o", "IgnoreUnknown=PubkeyAcceptedAlgorithms"])
+        .args(["-o", "PubkeyAcceptedAlgorithms=ssh-ed25519-cert-v01@openssh.com"])
         .arg(issued.address.ip().to_string())
         .args(command);
     let status = ssh.status().await.context("ssh cannot be run; is the OpenSSH client installed?")?;

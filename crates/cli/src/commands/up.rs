@@ -116,7 +116,7 @@ async fn worker(server: &Running, args: &UpArgs, out: Output) -> Outcome<(Worker
     let environment = local_environment(&client).await?;
     let (key_file, key) = environment_key(server, &state_dir, &environment).await?;
     let mut options = options(&server.local_url, &environment, &key, local::make_state_dir(&state_dir.join("worker"))?);
-    args.serving.apply(&mut options).await?;
+    args.serving.apply(&mut options, &args.server.state).await?;
     options.ca_file.clone_from(&args.ca_file);
     // The worker's connection does not leave this machine, whatever the address is called.
     options.insecure_http = args.server.allow_plaintext;

@@ -177,7 +177,7 @@ pub(crate) struct ServingArgs {
     file_mib: u32,
     /// What a session may keep in its workspace and in its outputs, each, in MiB, at least 16; 0: no limit. Where the file
     /// system has no project quotas they are kept in files of this size, beside their directories.
-    #[arg(long, value_name = "MIB", default_value_t = 0, help_heading = "Sandbox")]
+    #[arg(long, value_name = "MIB", default_value_t = 0, value_parser = disk_mib, help_heading = "Sandbox")]
     disk_mib: u32,
     /// The sandbox's /tmp and its home directory, each, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 512, help_heading = "Sandbox")]
@@ -199,7 +199,7 @@ fn facility(name: &str) -> Result<Facility, String> {
 
 impl ServingArgs {
     /// Puts these choices into a worker's options.
-    pub(crate) async fn apply(&self, options: &mut Options) -> Outcome<()> {
+    pub(crate) async fn apply(&self, options: &mut Options, state: &StateDir) -> Outcome<()> {
         let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
         let mib = |mib: u32| u64::from(mib) << 20;
         let some = |number: u64| (number > 0).then_some(number);
@@ -221,7 +221,7 @@ impl ServingArgs {
         options.ssh = self.ssh;
         options.rootfs = match (&self.rootfs, &self.image) {
             (_, Some(_)) if self.driver.has_engine() => Rootfs::Host,
-            (_, Some(image)) => Rootfs::Layers(self.image(image, options)?),
+            (_, Some(image)) => Rootfs::Layers(self.image(image, state, options)?),
             (Some(directory), None) => Rootfs::Directory(directory.clone()),
             (None, None) => Rootfs::Host,
         };
@@ -290,13 +290,22 @@ impl ServingArgs {
     }
 }
 
+/// A limit of the disk: a file system needs some room for itself.
+fn disk_mib(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(mib) if mib == 0 || mib >= 16 => Ok(mib),
+        Ok(_) => Err("a disk has at least 16 MiB; 0 is no limit".to_owned()),
+        Err(why) => Err(format!("{why}")),
+    }
+}
+
 impl ServingArgs {
     /// The layers of an image, which stay for as long as the worker runs, and its variables.
-    fn image(&self, image: &str, options: &mut Options) -> Outcome<Vec<PathBuf>> {
+    fn image(&self, image: &str, state: &StateDir, options: &mut Options) -> Outcome<Vec<PathBuf>> {
         let what = "the image cannot be used";
         let place = match &self.image_store {
             Some(place) => place.clone(),
-            None => StateDir::default().path()?.join("images"),
+            None => state.path()?.join("images"),
         };
         let keys = self.cosign_key.iter().map(|path| PublicKey::read(path)).collect::<Result<_, _>>();
         let policy = Policy {
@@ -449,7 +458,7 @@ pub(crate) fn run(args: &WorkerArgs, out: Output) -> Outcome {
     options.ca_file.clone_from(&args.ca_file);
     options.on_event = (!args.quiet).then(|| observer(out));
     let summary: Summary = block_on(async {
-        args.serving.apply(&mut options).await?;
+        args.serving.apply(&mut options, &StateDir::of_environment()).await?;
         let worker = Worker::new(options).map_err(|why| failed(&why))?;
         let stop = CancellationToken::new();
         let mut work = tokio::spawn(worker.run(stop.clone()));

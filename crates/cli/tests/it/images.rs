@@ -51,6 +51,14 @@ fn an_image_is_imported_shown_and_pruned() {
     assert_eq!(std::fs::read_to_string(directory.join("etc/hello")).unwrap(), "hi");
     assert!(rig.text(&["image", "inspect", "oci:layout"]).contains(&digest));
 
+    // A worker looks where `palisade image` has put it.
+    for name in [&*digest, "oci:layout"] {
+        let up = rig.start(&["up", "--image", name, "--allow-mutable-image"]);
+        assert!(up.end().0);
+    }
+    let tag = rig.run(&["up", "--image", "oci:layout", "--listen", "127.0.0.1:0"]);
+    assert!(String::from_utf8_lossy(&tag.stderr).contains(&digest), "{tag:?}");
+
     assert_eq!(rig.object(&["image", "prune"])["images"], json!([]));
     assert_eq!(rig.object(&["image", "prune", "--all"])["images"], json!([digest]));
     assert!(!directory.exists());

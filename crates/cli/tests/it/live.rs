@@ -97,6 +97,7 @@ fn a_worker_says_what_it_cannot_do() {
         (&["up", "--listen", "127.0.0.1:0", "--image", "example.org/tool:latest"], "image"),
         (&["up", "--listen", "127.0.0.1:0", "--image", "sha256:00"], "image"),
         (&["up", "--image", "x", "--rootfs", "/"], "cannot be used with"),
+        (&["up", "--disk-mib", "15"], "a disk has at least 16 MiB"),
     ] {
         let output = rig.run(args);
         assert!(!output.status.success(), "{args:?}");
@@ -121,7 +122,10 @@ fn a_strict_mask_keeps_no_runtime_from_serving_and_gvisor_keeps_processes_on_dis
         }
         let rig = Rig::new();
         let driver: &[&str] = if native { &[] } else { &["--driver", "oci", "--runtime", runtime] };
-        let up = rig.start(&[&["up", "--max-idle", "600"], driver].concat());
+        std::fs::write(rig.path("policy.yaml"), "default: {rules: [{name: none, host: none.test}]}\n").unwrap();
+        // gVisor's network cannot be led.
+        let egress: &[&str] = if runtime == "runsc" { &[] } else { &["--egress", "policy.yaml"] };
+        let up = rig.start(&[&["up", "--max-idle", "600"], driver, egress].concat());
         let session = working(&rig);
         let first = rig.run(&["exec", "--start", &session, "--", "true"]);
         if !first.status.success() {
@@ -136,12 +140,20 @@ fn a_strict_mask_keeps_no_runtime_from_serving_and_gvisor_keeps_processes_on_dis
             inside("id -u; echo one > file; sh -c 'echo $$ > job; exec sleep 1000' >&- 2>&- & sleep 0.5; cat file"),
             "1000\none\n"
         );
+        if !egress.is_empty() {
+            let trusted =
+                "cat $SSL_CERT_FILE /etc/ssl/certs/ca-certificates.crt | grep -q 'BEGIN CERT' && echo trusted";
+            assert_eq!(inside(trusted), "trusted\n", "{runtime}");
+        }
         let slept = rig.object(&["pause", "--to-disk", &session]);
         assert_eq!(slept["processes_kept"], runtime == "runsc", "{slept}");
         let refused = rig.run(&["exec", "--start", &session, "--", "true"]);
         assert!(String::from_utf8_lossy(&refused.stderr).contains("is paused"), "{refused:?}");
         assert!(rig.text(&["ps"]).contains("on disk"));
-        assert_eq!(rig.object(&["resume", &session])["processes_kept"], true);
+        let again = rig.object(&["pause", "--to-disk", &session]);
+        assert_eq!(again["processes_kept"], runtime == "runsc", "{again}");
+        let kept = serde_json::json!((runtime == "runsc").then_some(true));
+        assert_eq!(rig.object(&["resume", &session])["processes_kept"], kept);
         let alive = inside("cat file; kill -0 $(cat job) 2>/dev/null && echo alive || echo gone");
         assert_eq!(alive, if runtime == "runsc" { "one\nalive\n" } else { "one\ngone\n" }, "{runtime}");
         let (well, _, log) = up.end();

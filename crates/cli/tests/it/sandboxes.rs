@@ -208,6 +208,8 @@ fn ssh_lets_in_who_has_a_certificate_and_only_there() {
     {
         assert!(log.contains(&format!("action=\"{action}\"")), "{action}: {log}");
     }
+    // Nobody else was refused.
+    assert_eq!(log.matches("action=\"ssh login refused\"").count(), 1, "{log}");
     let (rig, _up, session) = served(&[]);
     let refused = rig.run(&["ssh", &session]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--ssh"), "{refused:?}");

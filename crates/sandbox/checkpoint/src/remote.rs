@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
+use std::os::unix::fs::DirBuilderExt as _;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
@@ -51,7 +52,8 @@ pub fn open_objects(address: &str) -> Result<(Box<dyn ObjectStore>, String)> {
         )));
     }
     let path = std::path::Path::new(address);
-    std::fs::create_dir_all(path).at("making", path)?;
+    // What is in workspaces is nobody else's; a directory that is there is as its owner wants it.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).at("making", path)?;
     Ok((Box::new(object_store::local::LocalFileSystem::new_with_prefix(path).map_err(failed)?), String::new()))
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use palisade_egress::proxy::certificate_pem;
@@ -102,12 +103,20 @@ impl Trust {
 
     /// Writes what a sandbox is given into a directory, and says where it goes.
     pub(super) fn write(&self, directory: &Path, own: &str) -> io::Result<Vec<Given>> {
+        // For the agent's eyes, whatever the worker's mask is.
+        let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
         fs::create_dir_all(directory)?;
+        open(directory, 0o755)?;
         let certificate = CertificateDer::from_pem_slice(own.as_bytes()).map_err(io::Error::other)?;
-        fs::write(directory.join(OWN), own)?;
-        fs::write(directory.join(EXTRA), [own, &self.extra].concat())?;
-        fs::write(directory.join(BUNDLE), [own, &self.pem].concat())?;
-        fs::write(directory.join(KEYSTORE), keystore([&certificate].into_iter().chain(&self.authorities)))?;
+        let put = |name: &str, content: &[u8]| {
+            let path = directory.join(name);
+            fs::write(&path, content)?;
+            open(&path, 0o644)
+        };
+        put(OWN, own.as_bytes())?;
+        put(EXTRA, [own, &self.extra].concat().as_bytes())?;
+        put(BUNDLE, [own, &self.pem].concat().as_bytes())?;
+        put(KEYSTORE, &keystore([&certificate].into_iter().chain(&self.authorities)))?;
         let over =
             |file: &str, target: &str| Given { host: directory.join(file), target: target.to_owned(), over: true };
         let mut given = vec![Given { host: directory.to_owned(), target: INSIDE.to_owned(), over: false }];

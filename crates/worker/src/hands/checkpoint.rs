@@ -152,7 +152,7 @@ impl Hands {
         let capture = |awake| take(awake, true, home.clone(), store, "hibernate".to_owned());
         let sandbox = live.as_ref().map(|live| live.sandbox.clone());
         let Some(sandbox) = sandbox.filter(|sandbox| !sandbox.is_asleep()) else {
-            return capture(None).await.map(|captured| (captured, true));
+            return capture(None).await.map(|captured| (captured, home.has_image()));
         };
         if !self.plan.driver.capabilities().hibernate {
             let captured = match capture(Some(&sandbox)).await {
@@ -196,8 +196,9 @@ impl Hands {
         Err(why)
     }
 
-    /// Lets the session go on. Says whether its processes do: `false` when what was on disk of them could not be brought back.
-    pub(crate) async fn resume(self: &Arc<Self>) -> Result<bool, String> {
+    /// Lets the session go on. Says whether its processes do: `false` when what was on disk of them could not be brought back,
+    /// none when there are none.
+    pub(crate) async fn resume(self: &Arc<Self>) -> Result<Option<bool>, String> {
         let hands = self.clone();
         let task = tokio::spawn(async move {
             let mut live = hands.live.lock().await;
@@ -207,22 +208,24 @@ impl Hands {
                     Ok(Some(image)) => {
                         let woken = hands.wake(&mut live, &image).await;
                         hands.plan.home.drop_images();
-                        woken
+                        Some(woken)
                     }
                     Ok(None) => {
                         hands.end(&mut live).await;
-                        false
+                        Some(false)
                     }
                     Err(error) => return Err(error.to_string()),
                 },
-                Some(frozen) => frozen.sandbox.thaw().await.map(|()| true).map_err(|error| error.to_string())?,
+                // One that is not paused has nothing to be let go on with.
+                Some(_) if !hands.is_paused() => Some(true),
+                Some(frozen) => frozen.sandbox.thaw().await.map(|()| Some(true)).map_err(|error| error.to_string())?,
                 // An earlier worker's; what it left running is not to wait for the next call.
                 None if hands.plan.home.has_image() => {
                     let (created, woken) = hands.create().await?;
                     *live = Some(created);
-                    woken
+                    Some(woken)
                 }
-                None => true,
+                None => None,
             };
             hands.plan.home.note_paused(false).map_err(|error| error.to_string())?;
             hands.paused.send_replace(false);

@@ -83,7 +83,7 @@ pub(super) async fn resume(
         // It goes on as soon as a worker serves it again.
         audit::note(peer, &session, "resume", "");
         home.note_paused(false).map_err(|why| refused(why.to_string()))?;
-        return Ok(Json(ResumedBody { processes_kept: true }));
+        return Ok(Json(ResumedBody { processes_kept: None }));
     }
     let served = served(&state, &session)?;
     audit::note(peer, &session, "resume", "");

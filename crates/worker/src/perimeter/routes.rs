@@ -94,7 +94,10 @@ impl IntoResponse for Refusal {
 
 pub(super) fn served(state: &State, session: &str) -> Result<Served, Refusal> {
     state.registry.find(session).ok_or_else(|| {
-        let message = format!("this worker does not serve a session {session} at this moment");
+        let message = format!(
+            "this worker does not serve a session {session} at this moment; it does once there is something to do for it: \
+             `palisade sessions send {session} …`"
+        );
         Refusal::new(StatusCode::NOT_FOUND, message)
     })
 }

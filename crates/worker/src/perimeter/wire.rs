@@ -53,8 +53,9 @@ pub struct HibernatedBody {
 /// A session that goes on.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct ResumedBody {
-    /// False when its processes were on disk and could not be brought back: the worker's log says why.
-    pub processes_kept: bool,
+    /// Whether its processes go on. False when they were on disk and could not be brought back: the worker's log says why. None
+    /// when there are none, or none until it is served again.
+    pub processes_kept: Option<bool>,
 }
 
 /// Which part of the audit trail goes where.

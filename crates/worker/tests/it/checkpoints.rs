@@ -322,7 +322,7 @@ async fn a_session_that_is_put_to_disk_goes_on_with_its_processes() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(session.result_of(&call).is_none());
     assert_eq!(beats(), before);
-    assert!(client.resume(&session.id).await.unwrap().processes_kept);
+    assert_eq!(client.resume(&session.id).await.unwrap().processes_kept, Some(true));
     assert_eq!(text(&rig.result(&session, &call).await), "kept");
     rig.fake.wait("what runs in the background", |_| (beats() > before).then_some(())).await;
     // Whoever goes back to a checkpoint has no processes.
@@ -371,7 +371,7 @@ async fn what_is_on_disk_outlives_its_worker() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(session.result_of(&call).is_none());
     assert_eq!(beats(), before);
-    assert!(client.resume(&session.id).await.unwrap().processes_kept);
+    assert_eq!(client.resume(&session.id).await.unwrap().processes_kept, Some(true));
     rig.fake.wait("what runs in the background", |_| (beats() > before).then_some(())).await;
     assert_eq!(text(&rig.result(&session, &call).await), "kept");
     // They are not there twice.
@@ -390,7 +390,7 @@ async fn what_is_on_disk_outlives_its_worker() {
     // What cannot be brought back costs the processes, not the session.
     client.hibernate(&session.id).await.unwrap();
     std::fs::write(root.join("asleep/image/checkpoint.img"), "nonsense").unwrap();
-    assert!(!client.resume(&session.id).await.unwrap().processes_kept);
+    assert_eq!(client.resume(&session.id).await.unwrap().processes_kept, Some(false));
     assert_eq!(says(&rig, &session, "ls").await, "beats");
     client.hibernate(&session.id).await.unwrap();
     third.crash().await;
@@ -400,7 +400,7 @@ async fn what_is_on_disk_outlives_its_worker() {
     other.queue();
     let fourth = rig.start_with(gvisor(&rig).unwrap());
     assert_eq!(says(&rig, &other, "echo other").await, "other");
-    assert!(client.resume(&session.id).await.unwrap().processes_kept);
+    assert_eq!(client.resume(&session.id).await.unwrap().processes_kept, None);
     client.resume(&session.id).await.unwrap_err();
     fourth.end().await;
     session.queue();
