@@ -157,16 +157,20 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&new, path)
 }
 
-/// Waits for SIGINT or SIGTERM.
-pub(crate) async fn asked_to_end() -> Outcome<()> {
+/// Waits for SIGINT or SIGTERM, also one that comes after this was called and before it is waited for.
+pub(crate) fn asked_to_end() -> impl Future<Output = Outcome<()>> {
     use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).context("signals cannot be waited for")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be waited for")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    async {
+        let [terminate, interrupt] = signals;
+        let mut terminate = terminate.context("signals cannot be waited for")?;
+        let mut interrupt = interrupt.context("signals cannot be waited for")?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Gives every connection that comes its own task, at most 64 at a time, until the process is asked to end; they end with it.

@@ -172,6 +172,11 @@ impl Failure {
         Failure { fix: Some(fix.into()), ..self }
     }
 
+    /// Whether the API did not know the key.
+    pub(crate) fn is_unauthorized(&self) -> bool {
+        self.api.as_ref().is_some_and(|api| api["error"]["type"] == "authentication_error")
+    }
+
     #[must_use]
     pub(crate) fn code(self, code: u8) -> Failure {
         Failure { code, ..self }

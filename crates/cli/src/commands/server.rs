@@ -167,9 +167,11 @@ pub(crate) fn run(args: &ServerArgs, out: Output) -> Outcome {
     let setup = args.setup()?;
     block_on(async {
         let mut server = Running::start(setup).await?;
+        // Whoever has read where it listens may ask it to end.
+        let asked = local::asked_to_end();
         announce(&server, out);
         let failed = tokio::select! {
-            asked = local::asked_to_end() => asked.err(),
+            asked = asked => asked.err(),
             failure = server.failed() => Some(failure),
         };
         server.shutdown().await;

@@ -76,12 +76,14 @@ pub(crate) fn run(args: &UpArgs, out: Output) -> Outcome {
                 return Err(failure);
             }
         };
+        // Whoever has read where it listens may ask it to end.
+        let asked = local::asked_to_end();
         announce(&server, out);
         let stop = CancellationToken::new();
         let mut work = tokio::spawn(worker.run(stop.clone()));
         let mut over = None;
         let mut failure = tokio::select! {
-            asked = local::asked_to_end() => asked.err(),
+            asked = asked => asked.err(),
             failure = server.failed() => Some(failure),
             ended = &mut work => {
                 over = Some(ended);
@@ -111,9 +113,13 @@ pub(crate) fn run(args: &UpArgs, out: Output) -> Outcome {
 /// A worker for the environment "local" of this server, and the file of its key.
 async fn worker(server: &Running, args: &UpArgs, out: Output) -> Outcome<(Worker, PathBuf)> {
     let state_dir = args.server.state.path()?;
-    let api_key = Source::File(bootstrap_file(&state_dir)).read("the API key")?;
+    let bootstrap = bootstrap_file(&state_dir);
+    let another = format!("`palisade keys create api > {}` makes another key", bootstrap.display());
+    let api_key = Source::File(bootstrap).read("the API key").map_err(|failure| failure.fix(&another))?;
     let client = Client::new(&server.local_url, api_key, args.ca_file.as_deref())?;
-    let environment = local_environment(&client).await?;
+    let environment = local_environment(&client).await;
+    let environment =
+        environment.map_err(|failure| if failure.is_unauthorized() { failure.fix(&another) } else { failure })?;
     let (key_file, key) = environment_key(server, &state_dir, &environment).await?;
     let mut options = options(&server.local_url, &environment, &key, local::make_state_dir(&state_dir.join("worker"))?);
     args.serving.apply(&mut options, &args.server.state).await?;

@@ -460,11 +460,11 @@ pub(crate) fn run(args: &WorkerArgs, out: Output) -> Outcome {
     let summary: Summary = block_on(async {
         args.serving.apply(&mut options, &StateDir::of_environment()).await?;
         let worker = Worker::new(options).map_err(|why| failed(&why))?;
-        let stop = CancellationToken::new();
+        let (stop, asked) = (CancellationToken::new(), local::asked_to_end());
         let mut work = tokio::spawn(worker.run(stop.clone()));
         let ended = tokio::select! {
             ended = &mut work => ended,
-            asked = local::asked_to_end() => {
+            asked = asked => {
                 stop.cancel();
                 asked?;
                 work.await

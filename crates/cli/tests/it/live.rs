@@ -92,6 +92,20 @@ fn a_session_is_checkpointed_brought_back_forked_and_paused() {
 #[test]
 fn a_worker_says_what_it_cannot_do() {
     let rig = Rig::new();
+    rig.start(&["up"]).end();
+    let key = rig.path("state/bootstrap.key");
+    for broken in [Some("sk-ant-api03-none"), None] {
+        match broken {
+            Some(text) => std::fs::write(&key, text).unwrap(),
+            None => std::fs::remove_file(&key).unwrap(),
+        }
+        let output = rig.run(&["up", "--listen", "127.0.0.1:0"]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("palisade keys create api >"), "{said}");
+    }
+    std::fs::write(&key, rig.text(&["keys", "create", "api"])).unwrap();
+    let (well, _, log) = rig.start(&["up"]).end();
+    assert!(well, "{log}");
     for (args, why) in [
         (&["up", "--listen", "127.0.0.1:0", "--transactional"][..], "--checkpoint-before"),
         (&["up", "--listen", "127.0.0.1:0", "--image", "example.org/tool:latest"], "image"),
