@@ -246,6 +246,8 @@ impl Way {
         let text = |path: &Path| {
             CString::new(path.as_os_str().as_bytes()).map_err(|_| wrong(path, io::ErrorKind::InvalidInput.into()))
         };
+        // As the kernel walks it, whatever links are on the way.
+        let state = fs::canonicalize(state).map_err(|cause| wrong(state, cause))?;
         let mut from_the_root: Vec<&Path> = state.ancestors().skip(1).collect();
         from_the_root.reverse();
         for (at, path) in from_the_root.iter().enumerate() {
