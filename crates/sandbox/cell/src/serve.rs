@@ -86,16 +86,18 @@ impl Cell {
         self.shell.ready(shell);
         self.commands.ready(commands, &mut self.buffer);
         self.connections.ready(connections, &mut self.buffer);
-        if own[1].revents != 0 {
-            let (shell, commands) = (&mut self.shell, &mut self.commands);
-            self.reaper.collect(|pid, ended| _ = shell.ended(pid) || commands.ended(pid, ended));
-        }
+        let some_ended = own[1].revents != 0;
         if own[0].revents != 0 {
             self.ears.listen()?;
             while let Some(frame) = self.ears.frame()? {
                 let (request, raw) = decode::<Request>(&frame)?;
                 self.attend(request, raw)?;
             }
+        }
+        // Last: that everything stood still is heard before the time is looked at that a command has taken.
+        if some_ended {
+            let (shell, commands) = (&mut self.shell, &mut self.commands);
+            self.reaper.collect(|pid, ended| _ = shell.ended(pid) || commands.ended(pid, ended));
         }
         Ok(())
     }
