@@ -292,9 +292,10 @@ impl ServingArgs {
 
 /// A limit of the disk: a file system needs some room for itself.
 fn disk_mib(text: &str) -> Result<u32, String> {
-    match text.parse() {
-        Ok(mib) if mib == 0 || mib >= 16 => Ok(mib),
-        Ok(_) => Err("a disk has at least 16 MiB; 0 is no limit".to_owned()),
+    let least = palisade_sandbox::disk::LEAST >> 20;
+    match text.parse::<u32>() {
+        Ok(mib) if mib == 0 || u64::from(mib) >= least => Ok(mib),
+        Ok(_) => Err(format!("a disk has at least {least} MiB; 0 is no limit")),
         Err(why) => Err(format!("{why}")),
     }
 }

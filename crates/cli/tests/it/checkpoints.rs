@@ -53,6 +53,7 @@ fn a_checkpoint_goes_out_and_comes_back() {
     assert!(patch.contains("-one\n+two\n"), "{patch}");
 
     rig.text(&["checkpoints", "export", "first", "out.tar"]);
+    assert_eq!(crate::rig::mode(&rig.path("out.tar")), 0o600);
     assert_eq!(
         rig.run(&["checkpoints", "export", "first", "out.tar"]).status.code(),
         Some(1),
@@ -61,6 +62,7 @@ fn a_checkpoint_goes_out_and_comes_back() {
     let again = objects(&rig, &["checkpoints", "import", "out.tar", "--store", "other"]);
     assert_eq!(again[0]["id"], one.as_str());
     rig.text(&["checkpoints", "push", "second", "remote"]);
+    assert_eq!(crate::rig::mode(&rig.path("remote")), 0o700);
     rig.text(&["checkpoints", "pull", &two, "remote", "--store", "other"]);
     assert_eq!(objects(&rig, &["checkpoints", "verify", "--store", "other"])[0]["checkpoints"], 2);
 

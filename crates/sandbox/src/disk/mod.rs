@@ -24,7 +24,7 @@ use crate::{Spec, Status, Usage, Workspace};
 pub(crate) use project::enforced as project_quota;
 pub(crate) use sized::mounted as sized_places;
 pub(crate) use sized::possible as sized_disks;
-pub use sized::{clear, image_of, sweep};
+pub use sized::{LEAST, clear, image_of, sweep};
 
 /// What one directory may hold. None means no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use super::{Error, Limit};
 
 /// The smallest disk that can hold a file system.
-const LEAST: u64 = 16 << 20;
+pub const LEAST: u64 = 16 << 20;
 /// What a disk without a limit of its own in bytes has.
 const MOST: u64 = 1 << 40;
 /// From this size on it keeps a journal.

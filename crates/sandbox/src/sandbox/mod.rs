@@ -253,6 +253,7 @@ impl Sandbox {
         writer.send(&Request::Rest { id }, &[], || ()).await?;
         self.link.waiting.rest();
         let wake = async |mut writer: OwnedMutexGuard<Writer>, why| {
+            self.link.forget(id);
             // Where it was not at rest this is nothing to it.
             let _ = writer.send(&Request::Wake, &[], || ()).await;
             self.link.waiting.rise(false);
