@@ -381,6 +381,8 @@ async fn what_is_on_disk_outlives_its_worker() {
     assert!(client.hibernate(&session.id).await.unwrap().processes_kept);
     second.crash().await;
     std::fs::rename(root.join("asleep"), root.join("asleep.woken")).unwrap();
+    // So does one that crashed while it wrote them.
+    std::fs::create_dir_all(root.join("asleep.new/image")).unwrap();
     std::fs::remove_file(root.join("paused")).unwrap();
     session.queue();
     let third = rig.start_with(gvisor(&rig).unwrap());
